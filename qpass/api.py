@@ -1,0 +1,99 @@
+"""The calls a user makes: compile, analyze. Each checks its input first and leaves the caller's model untouched."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from qpass import checks
+from qpass.backends import backend_named
+from qpass.calibrate import Batch, Session, gather, observe
+from qpass.decide import decide
+from qpass.install import copy_for_packing, install
+from qpass.observations import Observations
+from qpass.plan import Plan, SiteInfo
+from qpass.runtime import attach
+from qpass.schemes import Recipe, Scheme
+
+LOG = logging.getLogger("qpass")
+STATIC, DYNAMIC = "w8a8", "w8a8-dynamic"
+RecipeLike = Mapping[str, "str | Scheme | None"] | Recipe | None
+
+
+def compile(
+    model: nn.Module,
+    scheme: str | Scheme | None = None,
+    example_inputs: Batch | None = None,
+    calibration: Iterable[Batch] | None = None,
+    recipe: RecipeLike = None,
+    backend: str = "auto",
+    inplace: bool = False,
+    plan: Plan | None = None,
+    guard: bool | None = None,
+) -> nn.Module:
+    """The same model, quantized and compiled: same class, methods and attributes, smaller weights, faster calls.
+
+    scheme: `w8a8` (static int8 inputs), `w8a8-dynamic` (per row, at run time), `w8a16` (weights alone); omitted: static
+    where calibration is given, else dynamic, and float where integers are slower. example_inputs and each item of
+    calibration: a tensor, a tuple (positional) or a mapping (keywords). recipe: module-path globs to a scheme or None
+    (float); the first match wins. plan: from `analyze` or `Plan.load`, instead of scheme, calibration and recipe.
+    inplace: pack the weights of this very model instead of a copy. guard: leave sites in float that are faster so
+    (default: only where scheme is omitted).
+    """
+    checks.check_model(model)
+    device = checks.device_of(model)
+    chosen = backend_named(backend, device)
+    if plan is not None:
+        checks.check_plan_alone(plan, scheme, calibration, recipe)
+    else:
+        plan = analyze(model, scheme, example_inputs, calibration, recipe)
+    target = model if inplace else copy_for_packing(model, plan.packed)
+    install(target, plan.packed)
+    attach(target, plan, chosen)
+    if example_inputs is not None:
+        checks.warm_up(target, example_inputs)
+    LOG.info("%s", plan.summary())
+    return target
+
+
+def analyze(
+    model: nn.Module,
+    scheme: str | Scheme | None = None,
+    example_inputs: Batch | None = None,
+    calibration: Iterable[Batch] | None = None,
+    recipe: RecipeLike = None,
+) -> Plan:
+    """What `compile` would do, as a Plan to print, edit, save and compile with. The model is not changed."""
+    checks.check_model(model)
+    parsed = Scheme.parse(scheme or (STATIC if calibration is not None else DYNAMIC))
+    rules = Recipe.parse(recipe, parsed)
+    schemes = [parsed, *(s for _, s in rules.rules if s is not None)]
+    checks.check_calibration(schemes, calibration)
+    if example_inputs is None and calibration is None:
+        return decide(model, _module_sites(model), rules, Observations())
+    session = Session(model)
+    session.observations.moments = calibration is not None
+    if example_inputs is not None:
+        checks.check_inputs(model, example_inputs, "example_inputs")
+        session.watching = False
+        session.run(example_inputs, "example_inputs")
+        session.watching = True
+    if calibration is not None:
+        checks.check_count(observe(session, checks.checked(model, calibration)))
+        gather(session.observations)
+    checks.check_sites(model, session.sites)
+    return decide(model, session.sites, rules, session.observations)
+
+
+def _module_sites(model: nn.Module) -> dict[str, SiteInfo]:
+    """Sites of a model that is not run: its Linear modules, under the names a capture gives them."""
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            name = f"{path}:linear.0"
+            found[name] = SiteInfo(name, "linear", f"{path}.weight" if path else "weight")
+    checks.check_sites(model, found)
+    return found

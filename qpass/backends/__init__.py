@@ -1,0 +1,45 @@
+"""Backends: who runs a fused op. The table is BACKENDS; `auto` picks by device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from qpass.errors import QpassError, nearest
+
+
+@dataclass(frozen=True)
+class Backend:
+    """unavailable: None where it runs on this machine, or why not. why_not: None where it takes a fused node, or why
+    not. lower: the nodes that replace one. prepare: rewrites before fusion's result is lowered. finish: a lowered
+    graph -> a callable.
+    """
+
+    name: str
+    unavailable: Callable[[], str | None]
+    why_not: Callable[[fx.Node], str | None]
+    lower: Callable[[fx.GraphModule, fx.Node], fx.Node]
+    finish: Callable[[fx.GraphModule], Callable[..., Any]]
+
+
+def backend_named(name: str, device: torch.device) -> Backend:
+    """The backend of a name, checked to run on this machine and this device; `auto` picks the first that does."""
+    from qpass.backends import cpu, reference
+
+    table = {b.name: b for b in (cpu.BACKEND, reference.BACKEND)}
+    if name == "auto":
+        return cpu.BACKEND if device.type == "cpu" and cpu.BACKEND.unavailable() is None else reference.BACKEND
+    if name == "triton":
+        raise QpassError("backend 'triton' has no kernels in this release; use 'auto', 'cpu' or 'reference'.")
+    if name not in table:
+        raise QpassError(f"backend {name!r} is not one of auto, cpu, reference.{nearest(name, table)}")
+    why = table[name].unavailable()
+    if why is None and name == "cpu" and device.type != "cpu":
+        why = f"the model is on {device.type}; move it with .to('cpu') or use backend='reference'"
+    if why:
+        raise QpassError(f"backend {name!r} cannot run here: {why}.")
+    return table[name]

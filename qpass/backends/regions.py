@@ -1,0 +1,161 @@
+"""Cut a lowered graph into regions of pointwise work and reductions, to be generated as one kernel each.
+
+    level(n) = max over inputs i of level(i) + (1 where n and i are of different kind)
+
+kinds being "fusable" and "extern" (matmuls, oneDNN, anything unknown). A region is a connected set of fusable nodes of
+one level. Levels never fall along an edge and rise wherever it leaves or enters a region, so no path leaves a region
+and comes back: calling each region whole is a legal order. Views join the region that reads them; a view whose
+readers are not all fusable costs nothing by itself and stays outside.
+
+Regions with the same text are one kernel, called with other tensors: a transformer has a handful, however deep it is.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+
+import networkx
+import torch
+from torch import Tensor, fx
+
+from qpass.graph_text import text
+
+aten = torch.ops.aten
+Q = torch.ops.qpass
+
+FUSABLE = (
+    aten.layer_norm.default,
+    aten.native_layer_norm.default,
+    aten.rms_norm.default,
+    aten.softmax.int,
+    aten._softmax.default,
+    aten.amax.default,
+    aten.amin.default,
+    aten.sum.dim_IntList,
+    aten.mean.dim,
+    aten.to.dtype,
+    aten._to_copy.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.embedding.default,
+    aten.index.Tensor,
+    aten.arange.default,
+    aten.arange.start,
+    aten.full.default,
+    aten.new_ones.default,
+    aten.ones.default,
+    aten.zeros.default,
+    aten.triu.default,
+    aten.tril.default,
+    aten.cat.default,
+    aten.masked_fill.Scalar,
+    aten.where.self,
+    Q.quantize.default,
+    Q.dequantize.default,
+    Q.choose_qparams.default,
+)
+VIEWS = (
+    aten.view.default,
+    aten.reshape.default,
+    aten.transpose.int,
+    aten.permute.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.expand.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.flatten.using_ints,
+    aten.t.default,
+)
+
+
+@dataclass
+class Region:
+    """Nodes of one region in order of execution, what they read from outside and what is read of them."""
+
+    nodes: list[fx.Node]
+    inputs: list[fx.Node] = field(default_factory=list)
+    outputs: list[fx.Node] = field(default_factory=list)
+
+
+def fusable_nodes(gm: fx.GraphModule) -> set[fx.Node]:
+    """The nodes that may be part of a region."""
+    chosen: set[fx.Node] = set()
+    for node in reversed(gm.graph.nodes):
+        if node.op != "call_function" or _has_side_effect(node):
+            continue
+        if node.target in VIEWS:
+            if node.users and all(user in chosen for user in node.users):
+                chosen.add(node)
+        elif _is_fusable(node):
+            chosen.add(node)
+        elif node.target is operator.getitem and _is_fusable(node.args[0]):
+            chosen.add(node)
+    return chosen
+
+
+def _is_fusable(node: fx.Node) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or not _all_tensors_strided(node):
+        return False
+    return target in FUSABLE or torch.Tag.pointwise in target.tags
+
+
+def _all_tensors_strided(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return all(isinstance(v, Tensor) for v in (value if isinstance(value, tuple | list) else (value,)))
+
+
+def _has_side_effect(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def find_regions(gm: fx.GraphModule) -> list[Region]:
+    """The regions of a graph, in an order in which they can run."""
+    fusable = fusable_nodes(gm)
+    level: dict[fx.Node, int] = {}
+    together = networkx.Graph()
+    for node in gm.graph.nodes:
+        mine = node in fusable
+        level[node] = max((level[i] + ((i in fusable) != mine) for i in node.all_input_nodes), default=0)
+        if mine:
+            together.add_node(node)
+            together.add_edges_from(
+                (node, i) for i in node.all_input_nodes if i in fusable and level[i] == level[node]
+            )
+    order = {node: i for i, node in enumerate(gm.graph.nodes)}
+    components = [sorted(c, key=order.__getitem__) for c in networkx.connected_components(together)]
+    regions = [_bounded(nodes) for nodes in components]
+    return sorted(regions, key=lambda r: (level[r.nodes[0]], order[r.nodes[0]]))
+
+
+def _bounded(nodes: list[fx.Node]) -> Region:
+    inside = set(nodes)
+    inputs: dict[fx.Node, None] = {}
+    for node in nodes:
+        inputs |= dict.fromkeys(i for i in node.all_input_nodes if i not in inside)
+    outputs = [n for n in nodes if any(user not in inside for user in n.users)]
+    return Region(nodes, list(inputs), outputs)
+
+
+def extract(gm: fx.GraphModule, region: Region) -> fx.GraphModule:
+    """A region as a graph of its own: inputs are placeholders, outputs a tuple."""
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    for i, node in enumerate(region.inputs):
+        mapping[node] = graph.placeholder(f"x{i}")
+        mapping[node].meta = {"val": node.meta["val"]}
+    for node in region.nodes:
+        mapping[node] = graph.node_copy(node, mapping.__getitem__)
+        mapping[node].meta = {"val": node.meta["val"]}
+    graph.output(tuple(mapping[node] for node in region.outputs))
+    return fx.GraphModule(torch.nn.Module(), graph)
+
+
+def signature(part: fx.GraphModule) -> str:
+    """Equal for regions that one kernel can serve: same operations on inputs of the same types, sizes and strides."""
+    inputs = [n.meta["val"] for n in part.graph.nodes if n.op == "placeholder"]
+    kinds = [f"{v.dtype}{tuple(v.shape)}{v.stride()}" if isinstance(v, Tensor) else str(v) for v in inputs]
+    return "\n".join((text(part), *kinds))

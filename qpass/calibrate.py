@@ -1,0 +1,117 @@
+"""Run a model on calibration batches and write down what its sites see; the model itself is not touched.
+
+Memory does not grow with the batches: each is looked at once and forgotten. Observations of several processes merge
+(`gather`), so calibration can be split over workers and gives the plan that one process would have given.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qpass.capture import capture, front_end, tensor_names
+from qpass.errors import QpassError
+from qpass.observations import Observations
+from qpass.passes.annotate import describe_sites
+from qpass.passes.collect_ranges import CollectRanges
+from qpass.passes.simplify import simplify
+from qpass.plan import SiteInfo
+from qpass.sites import SiteNames
+
+Batch = Any
+
+
+def call_arguments(batch: Batch, what: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) of a batch: a tensor, a tuple of positional arguments, or a mapping of keyword arguments."""
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, tuple):
+        return batch, {}
+    raise QpassError(
+        f"{what} is a {type(batch).__name__}; expected a tensor, a tuple of positional arguments or a mapping of "
+        "keyword arguments (a list of inputs: make it a tuple)."
+    )
+
+
+@dataclass
+class Session:
+    """One model under observation: its sites in order of execution, their names, and what was seen."""
+
+    model: nn.Module
+    observations: Observations = field(default_factory=Observations)
+    names: SiteNames = field(default_factory=SiteNames)
+    sites: dict[str, SiteInfo] = field(default_factory=dict)
+    graphs: int = 0
+    batch: int = 0
+    watching: bool = True
+
+    def __post_init__(self) -> None:
+        """Prepares the model's captured call."""
+        self.tensors = tensor_names(self.model)
+        self.call = front_end(self.model, self._backend)
+
+    def _backend(self, gm: fx.GraphModule, inputs: Any) -> Any:
+        graph = capture(gm, inputs, self.tensors)
+        simplify(graph)
+        nodes, infos = describe_sites(graph, self.names)
+        self.graphs += 1
+        for info in infos:
+            self.sites.setdefault(info.name, info)
+
+        def run(*args: Any) -> Any:
+            interpreter = CollectRanges(graph, nodes, self.observations, self.batch, self.watching)
+            return interpreter.run(*args)
+
+        return run
+
+    def run(self, batch: Batch, what: str) -> Any:
+        """Calls the model on one batch; an error of the model's own is raised as it is, with a note."""
+        args, kwargs = call_arguments(batch, what)
+        try:
+            return self.call(*args, **kwargs)
+        except QpassError:
+            raise
+        except Exception as error:
+            error.add_note(f"qpass: raised while running {type(self.model).__name__} on {what}")
+            raise
+
+
+def observe(session: Session, batches: Iterable[Batch]) -> int:
+    """Runs every calibration batch; returns their number. Shows a progress bar on a terminal."""
+    count = 0
+    for count, batch in enumerate(progress(batches), 1):
+        session.batch = count - 1
+        session.run(batch, f"calibration batch {count - 1}")
+    return count
+
+
+def progress(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, with a bar on standard error where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield from batches
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
+    yield from track(batches, "calibrating", total=total, console=Console(stderr=True), transient=True)
+
+
+def gather(observations: Observations) -> Observations:
+    """Every process's observations merged, in order of rank, the same on each; without torch.distributed, as given."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return observations
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, observations)
+    merged = parts[0]
+    for part in parts[1:]:
+        merged.merge(part)
+    return merged

@@ -1,0 +1,128 @@
+"""One spelling per operation, so that every later pass matches each of them once.
+
+1. arguments are positional at full arity (defaults written out);
+2. what does nothing at inference is dropped: dropout, detach, alias, a cast to the same type, a view to the same shape;
+3. `addmm(b, x, w)`, `mm(x, w)` and `matmul(x, w)` with a parameter `w` become `linear(x, t(w), b)`;
+4. an in-place activation whose input nobody else reads becomes the plain one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from qpass.arity import full_arity
+
+aten = torch.ops.aten
+
+IDENTITIES = (aten.detach.default, aten.alias.default, aten.lift_fresh.default, aten.lift_fresh_copy.default)
+CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten.contiguous.default, aten._to_copy.default)
+RESHAPES = (aten.view.default, aten.reshape.default, aten.expand.default, aten._unsafe_view.default)
+IN_PLACE = (
+    (aten.relu_.default, aten.relu.default),
+    (aten.silu_.default, aten.silu.default),
+    (aten.gelu_.default, aten.gelu.default),
+    (aten.hardswish_.default, aten.hardswish.default),
+    (aten.hardtanh_.default, aten.hardtanh.default),
+    (aten.sigmoid_.default, aten.sigmoid.default),
+    (aten.tanh_.default, aten.tanh.default),
+    (aten.leaky_relu_.default, aten.leaky_relu.default),
+    (aten.dropout_.default, aten.dropout.default),
+)
+DROPOUTS = (aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.alpha_dropout.default)
+
+
+def canonicalize(gm: fx.GraphModule) -> fx.GraphModule:
+    """Brings a traced graph into canonical form, in place."""
+    for node in list(gm.graph.nodes):
+        if node.op != "call_function":
+            continue
+        _make_functional(node)
+        if (source := _unchanged(node)) is not None:
+            node.replace_all_uses_with(source)
+            gm.graph.erase_node(node)
+            continue
+        _matmul_to_linear(gm.graph, node)
+    for node in gm.graph.nodes:
+        if node.op == "call_function":
+            node.args, node.kwargs = full_arity(node.target, node.args, node.kwargs)
+    gm.graph.eliminate_dead_code(is_impure_node=_is_impure)
+    gm.recompile()
+    return gm
+
+
+def _is_impure(node: fx.Node) -> bool:
+    if node.op in ("placeholder", "output"):
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and (schema.is_mutable or not schema.returns)
+
+
+def _make_functional(node: fx.Node) -> None:
+    plain = dict(IN_PLACE).get(node.target)
+    source = node.args[0] if node.args else None
+    if plain is not None and isinstance(source, fx.Node) and source.op == "call_function" and len(source.users) == 1:
+        node.target = plain
+
+
+def _unchanged(node: fx.Node) -> fx.Node | None:
+    """The input that a node returns as it is, or None."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return None
+    if node.target in IDENTITIES:
+        return source
+    if node.target in DROPOUTS:
+        train = node.args[2] if len(node.args) > 2 else node.kwargs.get("train")
+        return None if train else source
+    before, after = source.meta.get("val"), node.meta.get("val")
+    if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+        return None
+    if node.target in CASTS:
+        copied = node.kwargs.get("copy") or node.target is aten._to_copy.default and source.op == "placeholder"
+        same = before.dtype == after.dtype and before.device == after.device and before.layout == after.layout
+        return source if same and not copied and _same_strides(before, after) else None
+    if node.target in RESHAPES:
+        return source if before.dim() == after.dim() and _same_sizes(before, after) else None
+    return None
+
+
+def _same_sizes(a: Tensor, b: Tensor) -> bool:
+    """Sizes are equal as expressions; two symbols that happen to be equal today are not."""
+    return all(str(m) == str(n) for m, n in zip(a.shape, b.shape, strict=True))
+
+
+def _same_strides(a: Tensor, b: Tensor) -> bool:
+    return all(str(m) == str(n) for m, n in zip(a.stride(), b.stride(), strict=True))
+
+
+def _matmul_to_linear(graph: fx.Graph, node: fx.Node) -> None:
+    if node.target is aten.addmm.default:
+        bias, x, weight = node.args[:3]
+        scaled = len(node.args) > 3 or node.kwargs.get("beta", 1) != 1 or node.kwargs.get("alpha", 1) != 1
+        if scaled or bias.meta["val"].dim() != 1:
+            return
+    elif node.target in (aten.mm.default, aten.matmul.default):
+        (x, weight), bias = node.args[:2], None
+    else:
+        return
+    if not is_parameter(weight) or weight.meta["val"].dim() != 2:
+        return
+    if bias is not None and bias.meta["val"].shape[0] != weight.meta["val"].shape[1]:
+        return
+    with graph.inserting_before(node):
+        transposed = graph.call_function(aten.t.default, (weight,))
+    transposed.meta = {"val": weight.meta["val"].t(), "nn_module_stack": node.meta.get("nn_module_stack", {})}
+    node.target, node.args, node.kwargs = aten.linear.default, (x, transposed, bias), {}
+
+
+def is_parameter(node: object) -> bool:
+    """Whether a node is a parameter or buffer of the model, or is computed from these alone by views and dequantize."""
+    if not isinstance(node, fx.Node):
+        return False
+    if node.op == "placeholder":
+        return "fqn" in node.meta
+    if node.op == "get_attr":
+        return True
+    inputs = node.all_input_nodes
+    return node.op == "call_function" and bool(inputs) and all(is_parameter(i) for i in inputs)

@@ -1,0 +1,115 @@
+"""What is wrong with the input of a call, said before anything is done: the place, what was expected, what to do."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qpass.calibrate import Batch, call_arguments
+from qpass.errors import QpassError
+from qpass.install import packed_weights
+from qpass.plan import Plan, SiteInfo
+from qpass.schemes import Scheme
+
+
+def check_model(model: object) -> None:
+    """A model that can be quantized: an eval-mode module with real float tensors that is not compiled yet."""
+    if not isinstance(model, nn.Module):
+        raise QpassError(f"model is a {type(model).__name__}; expected a torch.nn.Module.")
+    kind = type(model).__name__
+    if hasattr(model, "_orig_mod"):
+        raise QpassError("model is already compiled by torch.compile; pass the module itself, model._orig_mod.")
+    if model.__dict__.get("_compiled_call_impl") is not None:
+        done = "qpass" if packed_weights(model) else "model.compile()"
+        raise QpassError(f"this {kind} is already compiled by {done}; compile the float model it was made from.")
+    if packed_weights(model):
+        raise QpassError(f"the weights of this {kind} are packed already; compile the float model it was made from.")
+    if model.training:
+        raise QpassError(f"this {kind} is in training mode; call model.eval() first (dropout and batch norm differ).")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise QpassError(f"{name} is on the meta device, so it has no values; load the weights first.")
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter.detach()).all()):
+            raise QpassError(f"{name} holds NaN or infinity; a quantized weight needs finite values.")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The one device of a model's tensors; cpu where it has none."""
+    devices = {t.device for t in (*model.parameters(), *model.buffers())}
+    if len(devices) > 1:
+        raise QpassError(f"the model is spread over {', '.join(map(str, devices))}; move it to one device with .to().")
+    return devices.pop() if devices else torch.device("cpu")
+
+
+def check_calibration(schemes: list[Scheme], calibration: object) -> None:
+    """A static scheme has calibration batches, and they can be iterated."""
+    static = next((s for s in schemes if s.needs_calibration), None)
+    if static is not None and calibration is None:
+        raise QpassError(
+            f"scheme {static} has static input scales and needs calibration=[batch, ...]; without data use "
+            f"'{static.name}-dynamic'."
+        )
+    if calibration is not None and (
+        isinstance(calibration, Tensor | Mapping | str) or not isinstance(calibration, Iterable)
+    ):
+        raise QpassError(
+            f"calibration is a {type(calibration).__name__}; expected an iterable of batches, such as [batch, ...]."
+        )
+
+
+def check_count(batches: int) -> None:
+    """At least one calibration batch came."""
+    if batches == 0:
+        raise QpassError("calibration gave no batches (empty, or an iterator used up); pass a list or a fresh iterator.")
+
+
+def check_plan_alone(plan: object, *others: object) -> None:
+    """A plan is given instead of what it is made from."""
+    if not isinstance(plan, Plan):
+        raise QpassError(f"plan is a {type(plan).__name__}; expected a Plan from qpass.analyze or Plan.load.")
+    if any(value is not None for value in others):
+        raise QpassError("plan already holds the scheme, calibration and recipe it was made with; pass it alone.")
+
+
+def check_inputs(model: nn.Module, batch: Batch, what: str) -> None:
+    """A batch that fits the model's signature and is not empty."""
+    args, kwargs = call_arguments(batch, what)
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        wanted = inspect.signature(model.forward)
+        raise QpassError(
+            f"{what} does not fit {type(model).__name__}.forward{wanted}: {error}. Pass a tensor, a tuple of positional "
+            "arguments or a mapping of keyword arguments."
+        ) from error
+    for name, value in (*enumerate(args), *kwargs.items()):
+        if isinstance(value, Tensor) and value.numel() == 0:
+            raise QpassError(f"{what}[{name!r}] of shape {tuple(value.shape)} is empty; a batch needs at least one row.")
+
+
+def checked(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, each checked as it comes."""
+    for i, batch in enumerate(batches):
+        check_inputs(model, batch, f"calibration batch {i}")
+        yield batch
+
+
+def check_sites(model: nn.Module, sites: Mapping[str, SiteInfo]) -> None:
+    """The model has something to quantize."""
+    if not any(info.operation == "linear" and info.weight for info in sites.values()):
+        found = ", ".join(sorted({info.operation for info in sites.values()})) or "no matrix product at all"
+        raise QpassError(
+            f"{type(model).__name__} has no site to quantize: no linear with a parameter as weight was reached (found: "
+            f"{found})."
+        )
+
+
+def warm_up(model: nn.Module, batch: Batch) -> Any:
+    """Calls a compiled model once, so that the first call of the user is fast."""
+    args, kwargs = call_arguments(batch, "example_inputs")
+    return model(*args, **kwargs)

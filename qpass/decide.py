@@ -1,0 +1,143 @@
+"""Decide: recipe x observations -> a Plan. Every site gets a type, or the sentence that says why it stays float."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from qpass.packing import Packed
+from qpass.passes.annotate import OTHER_SITES
+from qpass.observations import Observations, Observed
+from qpass.plan import Decision, Plan, SiteInfo
+from qpass.schemes import Recipe, Scheme
+from qpass.solvers.solve import solve
+
+NO_PARAMETER = "its weight is computed, not a parameter of the model"
+BY_RECIPE = "the recipe leaves it in float"
+NOT_REACHED = "no calibration batch reached it, so its input has no range"
+LOW_BIT = "the scheme's weight type {} is not executed yet; types that run: i8/c0"
+
+
+def decide(
+    model: nn.Module,
+    sites: Mapping[str, SiteInfo],
+    recipe: Recipe,
+    observations: Observations,
+) -> Plan:
+    """The plan for the sites of a model, in the order given."""
+    recipe.check([name for name in sites if ":linear." in name] or list(sites))
+    plan = Plan(recipe.default, parameters=_parameter_count(model))
+    solved: dict[str, dict[str, Decision]] = {}
+    for group, members in _groups(sites, observations).items():
+        solved[group] = _decide_group(model, group, members, recipe, observations)
+    for name, info in sites.items():
+        group = observations.groups.get(name, name)
+        plan.decisions[name] = solved.get(group, {}).get(name) or _other(info)
+    return plan
+
+
+def _parameter_count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _groups(sites: Mapping[str, SiteInfo], observations: Observations) -> dict[str, list[SiteInfo]]:
+    groups: dict[str, list[SiteInfo]] = {}
+    for name, info in sites.items():
+        if info.operation == "linear":
+            groups.setdefault(observations.groups.get(name, name), []).append(info)
+    return groups
+
+
+def _other(info: SiteInfo) -> Decision:
+    why = next((why for _, operation, why in OTHER_SITES if operation == info.operation), "")
+    return Decision(info.name, info.operation, info.weight or "", why=why)
+
+
+def _decide_group(model, group, members, recipe: Recipe, observations: Observations) -> dict[str, Decision]:
+    """Sites that read one input: they share its scale and its per-channel factor where they have one scheme."""
+    found: dict[str, Decision] = {}
+    by_scheme: dict[Scheme, list[Decision]] = {}
+    observed = observations.observed.get(group)
+    for info in members:
+        decision = _describe(model, info, group, observations)
+        scheme = recipe.scheme_for(info.name)
+        why = why_float(decision, scheme, observed)
+        if why:
+            found[info.name] = decision.as_float(why)
+        else:
+            assert scheme is not None
+            by_scheme.setdefault(scheme, []).append(decision)
+    epilogue = any(info.from_epilogue for info in members)
+    for scheme, decisions in by_scheme.items():
+        free = not epilogue or scheme.dynamic
+        found |= {d.site: d for d in quantize_group(model, decisions, scheme, observed, free)}
+    return found
+
+
+def _describe(model: nn.Module, info: SiteInfo, group: str, observations: Observations) -> Decision:
+    shape: tuple[int, ...] = ()
+    if info.weight:
+        shape = tuple(model.get_parameter(info.weight).shape)
+        shape = shape[::-1] if info.transposed else shape
+    observed = observations.observed.get(group)
+    lo, hi = (observed.range.lo, observed.range.hi) if observed and observed.rows else (None, None)
+    rows = observations.rows.get(info.name, 0)
+    return Decision(
+        info.name, info.operation, info.weight or "", shape, info.transposed, rows, group=group, lo=lo, hi=hi
+    )
+
+
+def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | None) -> str | None:
+    """None where the scheme can quantize the site, or the sentence that says why not."""
+    if not decision.weight:
+        return NO_PARAMETER
+    if scheme is None or scheme.weight is None:
+        return BY_RECIPE
+    if str(scheme.weight) != "i8/c0" or (scheme.activation is not None and scheme.activation.number != "u8"):
+        return LOW_BIT.format(f"{scheme.weight} with input {scheme.activation or 'float'}")
+    if scheme.needs_calibration and (observed is None or not observed.rows):
+        return NOT_REACHED
+    return None
+
+
+def quantize_group(
+    model: nn.Module, decisions: list[Decision], scheme: Scheme, observed: Observed | None, scale_inputs: bool
+) -> list[Decision]:
+    """Chooses the shared input parameters and rounds each weight."""
+    weights = [_weight(model, d) for d in decisions]
+    solution = solve(weights, scheme, observed, scale_inputs)
+    done = []
+    for decision, packed in zip(decisions, solution.packed, strict=True):
+        packed = _turned(packed) if decision.transposed else packed
+        done.append(
+            dataclasses.replace(
+                decision,
+                weight_type=packed.type,
+                input_type=scheme.activation,
+                input_scale=solution.scale,
+                input_zero=solution.zero,
+                packed=packed,
+            )
+        )
+    return done
+
+
+def _weight(model: nn.Module, decision: Decision) -> Tensor:
+    weight = model.get_parameter(decision.weight).detach()
+    return weight.t() if decision.transposed else weight
+
+
+def _turned(packed: Packed) -> Packed:
+    turned = dataclasses.replace(packed.type, axis=1)
+    return Packed(packed.data.t().contiguous(), packed.scale, turned, packed.in_mul)
+
+
+def all_finite(model: nn.Module) -> str | None:
+    """The first parameter that holds a NaN or infinity, or None."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+            return name
+    return None

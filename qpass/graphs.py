@@ -1,0 +1,75 @@
+"""Small steps every pass takes on a graph: add a constant, add a call with its fake value, read a constant.
+
+Constants are get_attr nodes on the graph's module. A call's `meta["val"]` is computed by running the op on the fake
+values of its arguments, so shapes, strides and dtypes are always there for the next pass.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._guards import detect_fake_mode
+
+from qpass.arity import full_arity
+
+
+def fake_mode(gm: fx.GraphModule) -> Any:
+    """The fake mode of a graph's values."""
+    values = [node.meta.get("val") for node in gm.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
+    return detect_fake_mode(values) or torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def add_constant(gm: fx.GraphModule, name: str, tensor: Tensor, before: fx.Node) -> fx.Node:
+    """A get_attr node in front of `before` that holds a tensor; its name is made unique."""
+    target = name = "".join(c if c.isalnum() else "_" for c in name).strip("_") or "constant"
+    count = 0
+    while hasattr(gm, target):
+        count += 1
+        target = f"{name}_{count}"
+    gm.register_buffer(target, tensor, persistent=False)
+    with gm.graph.inserting_before(before):
+        node = gm.graph.get_attr(target)
+    node.meta = {"val": _fake(gm, tensor)}
+    return node
+
+
+def _fake(gm: fx.GraphModule, tensor: Tensor) -> Tensor:
+    if tensor.is_mkldnn:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return fake_mode(gm).from_tensor(tensor, static_shapes=True)
+
+
+def constant(node: object) -> Tensor | None:
+    """The tensor behind a node that is a parameter, a buffer or a get_attr constant; None otherwise."""
+    if not isinstance(node, fx.Node):
+        return None
+    if node.op == "placeholder":
+        return node.meta.get("value")
+    if node.op == "get_attr":
+        return operator.attrgetter(str(node.target))(node.graph.owning_module)
+    return None
+
+
+def add_call(gm: fx.GraphModule, target: Any, args: tuple[Any, ...], before: fx.Node, **kwargs: Any) -> fx.Node:
+    """A call in front of `before`, canonical, with its fake value and the module stack of `before`."""
+    args, kwargs = full_arity(target, args, kwargs)
+    with gm.graph.inserting_before(before):
+        node = gm.graph.call_function(target, args, kwargs)
+    node.meta = {key: before.meta[key] for key in ("nn_module_stack", "site") if key in before.meta}
+    set_value(gm, node)
+    return node
+
+
+def set_value(gm: fx.GraphModule, node: fx.Node) -> None:
+    """Computes `meta["val"]` of a call from the values of its arguments."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    with fake_mode(gm), torch.no_grad():
+        node.meta["val"] = node.target(*args, **kwargs)
+
+
+def single_user(node: fx.Node) -> fx.Node | None:
+    """The only user of a node, or None where it has none or several."""
+    return next(iter(node.users)) if len(node.users) == 1 else None

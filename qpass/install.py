@@ -1,0 +1,96 @@
+"""Packed weights on a copy of the model: `weight = dequantize(packed, scale)` as a parametrization.
+
+    Linear.weight  float32 [N, K]   ->   Linear.parametrizations.weight.original0   int8 [N, K]
+                                         Linear.parametrizations.weight.original1   float32 scale [N]
+                                         Linear.parametrizations.weight.original2   float32 in_mul [K], where inputs
+                                                                                    are scaled per channel
+
+The copy is an ordinary module from here on: it runs in eager mode, its state_dict holds the integers, and a graph
+captured from it shows `dequantize(packed, scale) -> linear`. A tied weight is packed once and stays tied.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from qpass.errors import QpassError
+from qpass.packing import Packed
+from qpass.qtype import QType
+
+
+class PackedWeight(nn.Module):
+    """The parametrization: forward computes the float weight from its integers."""
+
+    def __init__(self, packed: Packed, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.type = str(packed.type)
+        self.dtype = dtype
+        self._initial = tuple(t for t in (packed.data, packed.scale, packed.in_mul) if t is not None)
+
+    def forward(self, data: Tensor, scale: Tensor, in_mul: Tensor | None = None) -> Tensor:
+        """data: int8 shaped like the weight, scale: float32 of the type's shape, in_mul: float32 [K]."""
+        weight = torch.ops.qpass.dequantize.default(data, scale, None, self.type, self.dtype)
+        if in_mul is None:
+            return weight
+        return weight * (in_mul if QType.parse(self.type).axis == 0 else in_mul[:, None])
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """What to keep instead of the float weight: the integers this parametrization was made with."""
+        return self._initial
+
+
+def copy_for_packing(model: nn.Module, weights: Iterable[str]) -> nn.Module:
+    """A deep copy of a model that shares the tensors named, which are about to be replaced: no float is copied."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    memo = {id(named[name]): named[name] for name in weights if name in named}
+    return copy.deepcopy(model, memo)
+
+
+def install(model: nn.Module, packed: Mapping[str, Packed]) -> None:
+    """Replaces each named parameter, and every parameter tied to it, by its packed form, in place."""
+    holders = {name: tuple(_holders(model, name)) for name in packed}
+    for name, weight in packed.items():
+        dtype = model.get_parameter(name).dtype
+        data: tuple[Tensor, ...] | None = None
+        for module, attribute in holders[name]:
+            form = PackedWeight(weight, dtype)
+            frozen = nn.Parameter(module._parameters[attribute].detach(), requires_grad=False)
+            module._parameters[attribute] = frozen  # of the copy: the caller's parameter keeps its gradient flag
+            parametrize.register_parametrization(module, attribute, form, unsafe=True)
+            form._initial = ()
+            originals = module.parametrizations[attribute]
+            data = data or tuple(getattr(originals, f"original{i}") for i in range(originals.ntensors))
+            for i, tensor in enumerate(data):
+                originals._parameters.pop(f"original{i}", None)
+                originals._buffers[f"original{i}"] = tensor
+
+
+def _holders(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
+    """Each (module, attribute) under which the named parameter hangs in the model."""
+    try:
+        target = model.get_parameter(name)
+    except AttributeError as error:
+        raise QpassError(
+            f"the plan has a weight {name!r} that this {type(model).__name__} lacks; "
+            "compile the model the plan was made from"
+        ) from error
+    for module in model.modules():
+        for attribute, parameter in list(module._parameters.items()):
+            if parameter is target:
+                yield module, attribute
+
+
+def packed_weights(model: nn.Module) -> dict[str, PackedWeight]:
+    """Path of each packed parameter of a model (`module.attribute`) -> its parametrization."""
+    found = {}
+    for path, module in model.named_modules():
+        for attribute, forms in getattr(module, "parametrizations", {}).items():
+            for form in forms:
+                if isinstance(form, PackedWeight):
+                    found[f"{path}.{attribute}" if path else attribute] = form
+    return found

@@ -1,0 +1,137 @@
+"""The ops of a quantized graph: schema, shape rule and reference, each written once.
+
+A kernel of a backend may replace an op; it must agree with the reference here. The reference of `linear`
+accumulates the integers in float64, where every sum of up to 2^53 / (255 * 127) products is exact, so it is the
+exact int32 accumulator of the hardware followed by one rounding to float32.
+
+`type` arguments are QTypes in their printed form (`u8/t`, `i8/c0`), so a graph's text says everything.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qpass import affine
+from qpass.qtype import QType
+
+LIBRARY = torch.library.Library("qpass", "DEF")
+
+ACTIVATIONS = (
+    ("", lambda x: x),
+    ("relu", functional.relu),
+    ("gelu", functional.gelu),
+    ("gelu_tanh", lambda x: functional.gelu(x, approximate="tanh")),
+    ("silu", functional.silu),
+)
+
+
+def activation(name: str):
+    """The function behind an activation's name in ACTIVATIONS."""
+    return dict(ACTIVATIONS)[name]
+
+
+def define(schema: str, reference, fake) -> None:
+    """Registers an op: its reference runs on every device, its fake gives shapes and dtypes."""
+    name = LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"qpass::{name}", fake, lib=LIBRARY)
+
+
+def quantize(x: Tensor, scale: Tensor, zero: Tensor | None, type: str) -> Tensor:
+    """q = clamp(round(x / scale) + zero, qmin, qmax), in the type's storage dtype, shaped like x."""
+    return affine.quantize(x, scale, zero, QType.parse(type))
+
+
+def _quantize_fake(x, scale, zero, type):
+    return torch.empty_like(x, dtype=QType.parse(type).storage, memory_format=torch.contiguous_format)
+
+
+def dequantize(q: Tensor, scale: Tensor, zero: Tensor | None, type: str, dtype: torch.dtype) -> Tensor:
+    """x = (q - zero) * scale in `dtype`, shaped like q."""
+    return affine.dequantize(q, scale, zero, QType.parse(type), dtype)
+
+
+def _dequantize_fake(q, scale, zero, type, dtype):
+    return torch.empty_like(q, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def choose_qparams(x: Tensor, type: str) -> tuple[Tensor, Tensor]:
+    """Scale (float32) and zero point (int32) of x at run time, one per row ([..., 1]) or one in all."""
+    return affine.choose_dynamic(x, QType.parse(type))
+
+
+def _choose_qparams_fake(x, type):
+    shape = (*x.shape[:-1], 1) if QType.parse(type).granularity == "token" else ()
+    return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.int32)
+
+
+def linear(
+    x: Tensor,
+    x_scale: Tensor | None,
+    x_zero: Tensor | None,
+    x_type: str,
+    weight: Tensor,
+    weight_scale: Tensor,
+    weight_type: str,
+    bias: Tensor | None,
+    other: Tensor | None,
+    act: str,
+    out_scale: Tensor | None,
+    out_zero: Tensor | None,
+    out_type: str,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """y = act(dequantize(x) @ dequantize(weight).T + bias + other), quantized where out_type is not empty.
+
+    x: [..., K], integers of x_type, or float where x_type is empty (weight-only). weight: int8 [N, K] of
+    weight_type. bias: [N]. other: [..., N]. Returns [..., N] in out_dtype, or in out_type's storage.
+    """
+    weight_qtype = QType.parse(weight_type)
+    if x_type and QType.parse(x_type).granularity in ("tensor", "token") and weight_qtype.granularity == "channel":
+        y = _integer_linear(x, x_scale, x_zero, weight, weight_scale)
+    else:
+        real = affine.dequantize(x, x_scale, x_zero, QType.parse(x_type), torch.float32) if x_type else x
+        y = functional.linear(real, affine.dequantize(weight, weight_scale, None, weight_qtype, real.dtype))
+    if bias is not None:
+        y = y + bias.to(y.dtype)
+    if other is not None:
+        y = y + other.to(y.dtype)
+    y = activation(act)(y)
+    if out_type:
+        return affine.quantize(y, out_scale, out_zero, QType.parse(out_type))
+    return y.to(out_dtype)
+
+
+def _integer_linear(x, x_scale, x_zero, weight, weight_scale):
+    centred = x.to(torch.float64) if x_zero is None else x.to(torch.float64) - x_zero
+    accumulator = functional.linear(centred, weight.to(torch.float64))
+    return (accumulator * (x_scale.to(torch.float64) * weight_scale.to(torch.float64))).to(torch.float32)
+
+
+def _linear_fake(x, x_scale, x_zero, x_type, weight, weight_scale, weight_type, bias, other, act, out_scale,
+                 out_zero, out_type, out_dtype):  # fmt: skip
+    dtype = QType.parse(out_type).storage if out_type else out_dtype
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=dtype)
+
+
+OPS = (
+    ("quantize(Tensor x, Tensor scale, Tensor? zero, str type) -> Tensor", quantize, _quantize_fake),
+    (
+        "dequantize(Tensor q, Tensor scale, Tensor? zero, str type, ScalarType dtype) -> Tensor",
+        dequantize,
+        _dequantize_fake,
+    ),
+    ("choose_qparams(Tensor x, str type) -> (Tensor, Tensor)", choose_qparams, _choose_qparams_fake),
+    (
+        "linear(Tensor x, Tensor? x_scale, Tensor? x_zero, str x_type, Tensor weight, Tensor weight_scale, "
+        "str weight_type, Tensor? bias, Tensor? other, str act, Tensor? out_scale, Tensor? out_zero, str out_type, "
+        "ScalarType out_dtype) -> Tensor",
+        linear,
+        _linear_fake,
+    ),
+)
+
+for _schema, _reference, _fake in OPS:
+    define(_schema, _reference, _fake)

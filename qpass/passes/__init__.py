@@ -1,0 +1,22 @@
+"""The passes, one file each, and the order they run in."""
+
+from __future__ import annotations
+
+from qpass.passes.annotate import annotate
+from qpass.passes.fuse import fuse
+from qpass.passes.insert_qdq import insert_qdq
+from qpass.passes.lower import lower
+from qpass.passes.merge_siblings import merge_siblings
+from qpass.passes.migrate import migrate
+from qpass.passes.simplify import simplify
+from qpass.pipeline import Pass
+
+ORDER = (
+    Pass("simplify", "float", "float", simplify),
+    Pass("annotate", "float", "annotated", annotate),
+    Pass("migrate", "annotated", "annotated", migrate, tolerance=1e-4),
+    Pass("insert-qdq", "annotated", "qdq", insert_qdq, changes_values=True),
+    Pass("fuse", "qdq", "fused", fuse, tolerance=1e-4),
+    Pass("merge-siblings", "fused", "fused", merge_siblings, tolerance=1e-4),
+    Pass("lower", "fused", "lowered", lower, tolerance=1e-3),
+)

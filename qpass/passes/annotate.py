@@ -1,0 +1,134 @@
+"""Name every site of a graph and write the plan's decision beside it. Leaves level `annotated`.
+
+A site is an operation with a weight: `linear(x, w, b)` where w is a parameter, its transpose, or its packed form. The
+other operations that multiply (attention, a matmul of two activations, convolution, embedding, a recurrent cell) get
+a name too, and the sentence that says why no scheme quantizes them.
+
+    %5 = aten.linear(%4, @up.weight, @up.bias)      meta["site"] = "up:linear.0", meta["decision"] = Decision(...)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from qpass.canonical import is_parameter
+from qpass.graphs import constant
+from qpass.plan import SiteInfo
+from qpass.sites import SiteNames, module_path
+
+aten = torch.ops.aten
+qpass = torch.ops.qpass
+
+TWO_ACTIVATIONS = "both operands are activations; schemes quantize products with a weight"
+OTHER_SITES = (
+    (aten.scaled_dot_product_attention.default, "attention", TWO_ACTIVATIONS),
+    (aten.matmul.default, "matmul", TWO_ACTIVATIONS),
+    (aten.bmm.default, "matmul", TWO_ACTIVATIONS),
+    (aten.mm.default, "matmul", TWO_ACTIVATIONS),
+    (aten.einsum.default, "einsum", TWO_ACTIVATIONS),
+    (aten.baddbmm.default, "matmul", TWO_ACTIVATIONS),
+    (aten.conv1d.default, "conv1d", "convolutions are not quantized yet"),
+    (aten.conv2d.default, "conv2d", "convolutions are not quantized yet"),
+    (aten.conv2d.padding, "conv2d", "convolutions are not quantized yet"),
+    (aten.conv1d.padding, "conv1d", "convolutions are not quantized yet"),
+    (aten.conv3d.default, "conv3d", "convolutions are not quantized yet"),
+    (aten.conv_transpose1d.default, "conv_transpose1d", "convolutions are not quantized yet"),
+    (aten.conv_transpose2d.input, "conv_transpose2d", "convolutions are not quantized yet"),
+    (aten.embedding.default, "embedding", "a lookup multiplies nothing; it reads single rows"),
+    (aten.lstm.input, "lstm", "a recurrent cell is one opaque operation to the front end"),
+    (aten.gru.input, "gru", "a recurrent cell is one opaque operation to the front end"),
+)
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Where a linear's weight comes from: the parameter's path, its node, and what stands between.
+
+    packed: the dequantize node where the parameter is packed. transposed: the parameter is [K, N].
+    """
+
+    fqn: str
+    node: fx.Node
+    packed: fx.Node | None
+    in_mul: fx.Node | None
+    transposed: bool
+
+
+PACKED_SUFFIX = ".original0"
+
+
+def weight_source(node: object) -> WeightSource | None:
+    """Follows a linear's weight argument back to the parameter, or None where it is not one parameter."""
+    transposed, in_mul, packed = False, None, None
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        if node.target in (aten.t.default, aten.transpose.int, aten.permute.default):
+            transposed, node = not transposed, node.args[0]
+        elif node.target is aten.mul.Tensor and is_parameter(node.args[1]):
+            in_mul, node = node.args[1], node.args[0]
+        elif node.target is qpass.dequantize.default:
+            packed, node = node, node.args[0]
+        else:
+            return None
+    if not isinstance(node, fx.Node) or constant(node) is None:
+        return None
+    name = str(node.meta.get("fqn", node.target))
+    return WeightSource(parameter_path(name), node, packed, in_mul, transposed)
+
+
+def parameter_path(name: str) -> str:
+    """`a.b.parametrizations.weight.original0` -> `a.b.weight`; other paths as they are."""
+    if not name.endswith(PACKED_SUFFIX) or "parametrizations." not in name:
+        return name
+    return name.removesuffix(PACKED_SUFFIX).replace("parametrizations.", "", 1)
+
+
+def name_sites(gm: fx.GraphModule, names: SiteNames) -> dict[str, fx.Node]:
+    """Writes `meta["site"]` on every site of a graph, in order of execution; returns name -> node."""
+    used: set[str] = set()
+    found: dict[str, fx.Node] = {}
+    others = {target: operation for target, operation, _ in OTHER_SITES}
+    for node in gm.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target is aten.linear.default:
+            source = weight_source(node.args[1])
+            name = names.name(module_path(node), "linear", source.fqn if source else None, used)
+        elif node.target in others:
+            name = names.name(module_path(node), others[node.target], None, used)
+        else:
+            continue
+        node.meta["site"] = name
+        found[name] = node
+    return found
+
+
+EPILOGUES = (aten.relu.default, aten.gelu.default, aten.silu.default)
+
+
+def describe_sites(gm: fx.GraphModule, names: SiteNames) -> tuple[dict[str, fx.Node], list[SiteInfo]]:
+    """The sites of a graph by name, and what the graph tells of each."""
+    nodes = name_sites(gm, names)
+    return nodes, [_describe(name, node) for name, node in nodes.items()]
+
+
+def _describe(name: str, node: fx.Node) -> SiteInfo:
+    operation = name.rpartition(":")[2].partition(".")[0]
+    if node.target is not aten.linear.default:
+        return SiteInfo(name, operation, None)
+    source = weight_source(node.args[1])
+    x = node.args[0]
+    epilogue = x.target in EPILOGUES and x.args[0].target is aten.linear.default
+    if source is None:
+        return SiteInfo(name, operation, None, from_epilogue=epilogue)
+    return SiteInfo(name, operation, source.fqn, source.transposed, epilogue)
+
+
+def annotate(gm: fx.GraphModule, context) -> int:
+    """Names the sites and attaches the plan's decisions; a site the plan does not know stays float."""
+    for name, node in name_sites(gm, context.names).items():
+        if name in context.plan.decisions:
+            node.meta["decision"] = context.plan.decisions[name]
+    return 0

@@ -1,0 +1,140 @@
+"""Fuse integer linears with what stands around them: one op from integers to the next layer's integers.
+
+    linear(dequantize(x), dequantize(w), b)      ->  qpass.linear(x, w, b)
+    act(qpass.linear(...))                       ->  qpass.linear(..., act)
+    qpass.linear(...) + other                    ->  qpass.linear(..., other)
+    to(qpass.linear(...), bf16)                  ->  qpass.linear(..., bf16)
+    quantize(qpass.linear(...))                  ->  qpass.linear(..., u8)
+
+Equal to accumulator rounding: the integer sum is exact, the float one is not. The bigger rule comes first.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from qpass.rewrite import apply, rule
+
+aten = torch.ops.aten
+Q = torch.ops.qpass
+
+
+@rule
+def integer_linear(x, xs, xz, xt, xd, w, ws, wt, wd, b):
+    """linear(dequantize(x), dequantize(w), b)  ->  qpass.linear
+
+    1. the weight has one scale per output channel or one in all.
+    2. the activation is per tensor or per token."""
+    real = Q.dequantize.default(x, xs, xz, xt, xd)
+    return aten.linear.default(real, Q.dequantize.default(w, ws, None, wt, wd), b)
+
+
+@integer_linear.to
+def _(x, xs, xz, xt, xd, w, ws, wt, wd, b):
+    return Q.linear.default(x, xs, xz, xt, w, ws, wt, b, None, "", None, None, "", xd)
+
+
+@rule
+def weight_only_linear(x, w, ws, wt, wd, b):
+    """linear(x, dequantize(w), b)  ->  qpass.linear with a float activation"""
+    return aten.linear.default(x, Q.dequantize.default(w, ws, None, wt, wd), b)
+
+
+@weight_only_linear.to
+def _(x, w, ws, wt, wd, b):
+    return Q.linear.default(x, None, None, "", w, ws, wt, b, None, "", None, None, "", wd)
+
+
+def _product(x, xs, xz, xt, w, ws, wt, b, other, act, dtype):
+    return Q.linear.default(x, xs, xz, xt, w, ws, wt, b, other, act, None, None, "", dtype)
+
+
+@rule
+def residual(x, xs, xz, xt, w, ws, wt, b, dtype, other):
+    """qpass.linear(...) + other  ->  qpass.linear(..., other)
+
+    1. other has the shape and dtype of the linear's result: it is added, not broadcast."""
+    return aten.add.Tensor(_product(x, xs, xz, xt, w, ws, wt, b, None, "", dtype), other)
+
+
+@residual.check
+def _(match, other, **_):
+    value, result = getattr(other, "meta", {}).get("val"), match.root.meta["val"]
+    if not isinstance(value, torch.Tensor) or value.dtype != result.dtype or str(value.shape) != str(result.shape):
+        return "the residual is broadcast or of another dtype; it is added after the linear"
+    return None
+
+
+@residual.to
+def _(x, xs, xz, xt, w, ws, wt, b, dtype, other):
+    return _product(x, xs, xz, xt, w, ws, wt, b, other, "", dtype)
+
+
+def activation_rule(name, act, function):
+    """act(qpass.linear(...))  ->  qpass.linear(..., act)"""
+
+    def pattern(x, xs, xz, xt, w, ws, wt, b, other, dtype):
+        return function(_product(x, xs, xz, xt, w, ws, wt, b, other, "", dtype))
+
+    def replacement(x, xs, xz, xt, w, ws, wt, b, other, dtype):
+        return _product(x, xs, xz, xt, w, ws, wt, b, other, act, dtype)
+
+    pattern.__name__, pattern.__doc__ = name, activation_rule.__doc__
+    made = rule(pattern)
+    made.to(replacement)
+    return made
+
+
+@rule
+def requantize(x, xs, xz, xt, w, ws, wt, b, other, act, dtype, scale, zero, qtype):
+    """quantize(qpass.linear(...))  ->  qpass.linear(..., integers)
+
+    1. the type is per tensor: scale and zero point are known before the product."""
+    y = _product(x, xs, xz, xt, w, ws, wt, b, other, act, dtype)
+    return Q.quantize.default(y, scale, zero, qtype)
+
+
+@requantize.check
+def _(qtype, **_):
+    return None if qtype.endswith("/t") else f"a type of {qtype} is chosen from the whole row, after the product"
+
+
+@requantize.to
+def _(x, xs, xz, xt, w, ws, wt, b, other, act, dtype, scale, zero, qtype):
+    return Q.linear.default(x, xs, xz, xt, w, ws, wt, b, other, act, scale, zero, qtype, dtype)
+
+
+@rule
+def cast(x, xs, xz, xt, w, ws, wt, b, other, act, dtype, to, blocking, copy, memory):
+    """to(qpass.linear(...), bf16)  ->  qpass.linear(..., bf16): one rounding instead of two"""
+    y = _product(x, xs, xz, xt, w, ws, wt, b, other, act, dtype)
+    return aten.to.dtype(y, to, blocking, copy, memory)
+
+
+@cast.to
+def _(x, xs, xz, xt, w, ws, wt, b, other, act, dtype, to, blocking, copy, memory):
+    return _product(x, xs, xz, xt, w, ws, wt, b, other, act, to)
+
+
+LINEAR = (integer_linear, weight_only_linear)
+EPILOGUE = (
+    requantize,
+    cast,
+    residual,
+    activation_rule("linear_relu", "relu", lambda y: aten.relu.default(y)),
+    activation_rule("linear_silu", "silu", lambda y: aten.silu.default(y)),
+    activation_rule("linear_gelu", "gelu", lambda y: aten.gelu.default(y)),
+    activation_rule("linear_gelu_tanh", "gelu_tanh", lambda y: aten.gelu.default(y, approximate="tanh")),
+)
+SWEEPS = 4  # residual, activation, cast and requantize stand behind one another
+
+
+def fuse(gm, context) -> int:
+    """Integer linears first, then whatever stands behind them, until nothing does."""
+    edits = apply(gm, LINEAR, context.log)
+    for _ in range(SWEEPS):
+        found = apply(gm, EPILOGUE, context.log)
+        edits += found
+        if not found:
+            break
+    return edits

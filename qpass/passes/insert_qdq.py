@@ -1,0 +1,78 @@
+"""Insert quantize and dequantize as the plan says: the one step that changes what the graph computes.
+
+    linear(x, w, b)   ->   linear(dequantize(quantize(x, s, z)), dequantize(w_q, s_w), b)     static
+                      ->   s, z = choose_qparams(x); the same                                  dynamic
+                      ->   linear(x, dequantize(w_q, s_w), b)                                  weight-only
+
+A value that several sites read with the same parameters is quantized once and dequantized once per use, so that a
+use can be fused without the others. A weight that is still float (the torch.compile spelling, where there is no copy
+of the model to pack) is packed here, from the plan.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from qpass.graphs import add_call, add_constant
+from qpass.passes.annotate import weight_source
+from qpass.plan import Decision
+
+aten = torch.ops.aten
+qpass = torch.ops.qpass
+
+
+def insert_qdq(gm: fx.GraphModule, context) -> int:
+    """Rewrites each site that has a decision to quantize; returns their number."""
+    quantized: dict[tuple, tuple] = {}
+    edits = 0
+    for node in list(gm.graph.nodes):
+        decision: Decision | None = node.meta.get("decision")
+        if decision is None or not decision.quantized or node.target is not aten.linear.default:
+            continue
+        _pack(gm, node, decision)
+        if decision.input_type is not None:
+            _quantize_input(gm, node, decision, quantized)
+        edits += 1
+    gm.graph.eliminate_dead_code()
+    return edits
+
+
+def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision) -> None:
+    source = weight_source(node.args[1])
+    packed = decision.packed
+    if source is None or source.packed is not None or packed is None:
+        return
+    data, qtype = (packed.data.t().contiguous(), "i8/c0") if packed.type.axis == 1 else (packed.data, str(packed.type))
+    held = add_constant(gm, f"{decision.weight}_q", data, node)
+    scale = add_constant(gm, f"{decision.weight}_scale", packed.scale, node)
+    dtype = node.args[1].meta["val"].dtype
+    node.update_arg(1, add_call(gm, qpass.dequantize.default, (held, scale, None, qtype, dtype), node))
+    if packed.in_mul is not None:
+        x = node.args[0]
+        factor = add_constant(gm, f"{decision.weight}_in_mul", packed.in_mul.to(x.meta["val"].dtype), node)
+        node.update_arg(0, add_call(gm, aten.mul.Tensor, (x, factor), node))
+
+
+def _quantize_input(gm: fx.GraphModule, node: fx.Node, decision: Decision, quantized: dict) -> None:
+    x, qtype = node.args[0], str(decision.input_type)
+    static = decision.input_scale is not None
+    known = (float(decision.input_scale), int(decision.input_zero)) if static else ()
+    key = (x, qtype, known)
+    if key not in quantized:
+        if static:
+            scale = add_constant(gm, f"{decision.site}_input_scale", decision.input_scale, node)
+            zero = add_constant(gm, f"{decision.site}_input_zero", decision.input_zero, node)
+        else:
+            scale, zero = _choose(gm, x, qtype, node)
+        quantized[key] = (add_call(gm, qpass.quantize.default, (x, scale, zero, qtype), node), scale, zero)
+    q, scale, zero = quantized[key]
+    dtype = x.meta["val"].dtype
+    node.update_arg(0, add_call(gm, qpass.dequantize.default, (q, scale, zero, qtype, dtype), node))
+
+
+def _choose(gm: fx.GraphModule, x: fx.Node, qtype: str, before: fx.Node) -> tuple[fx.Node, fx.Node]:
+    import operator
+
+    both = add_call(gm, qpass.choose_qparams.default, (x, qtype), before)
+    return add_call(gm, operator.getitem, (both, 0), before), add_call(gm, operator.getitem, (both, 1), before)

@@ -1,0 +1,107 @@
+"""Move the per-channel factor of a packed weight onto the activation, and into what made it where that is free.
+
+    1. linear(x, dequantize(w, s) * m, b)          ->  linear(x * m, dequantize(w, s), b)
+    2. layer_norm(x, shape, g, b) * m              ->  layer_norm(x, shape, g * m, b * m)
+    3. linear(x, dequantize(w, s), b) * m          ->  linear(x, dequantize(w, s * m), b * m)
+
+Exact in real arithmetic (SmoothQuant, 2211.10438, eq. 3). 2 and 3 need the factor to be the only user of the norm or
+linear; elsewhere (a norm that also feeds a residual) the product stays in front of the quantize, which absorbs it.
+Linears that read the same x with equal factors share one product.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from qpass.graphs import add_call, add_constant, constant, single_user
+from qpass.passes.annotate import weight_source
+
+aten = torch.ops.aten
+qpass = torch.ops.qpass
+
+
+def migrate(gm: fx.GraphModule, context) -> int:
+    """Applies 1, 2 and 3; returns the number of linears changed."""
+    shared: list[tuple[fx.Node, torch.Tensor, fx.Node]] = []
+    edits = 0
+    for node in list(gm.graph.nodes):
+        if node.target is not aten.linear.default:
+            continue
+        source = weight_source(node.args[1])
+        if source is None or source.packed is None:
+            continue
+        factor = None if source.in_mul is None else constant(_base(source.in_mul))
+        weight = _plain_weight(gm, source, node)
+        x = node.args[0] if factor is None else _scaled(gm, node, factor, shared)
+        node.args = (x, weight, *node.args[2:])
+        edits += 1
+    edits += sum(_fold(gm, product) for _, _, product in shared)
+    gm.graph.eliminate_dead_code()
+    return edits
+
+
+def _base(node: fx.Node) -> fx.Node:
+    """The constant under a chain of views."""
+    while node.op == "call_function":
+        node = node.args[0]
+    return node
+
+
+def _plain_weight(gm, source, before: fx.Node) -> fx.Node:
+    """dequantize(w, s, None, "i8/c0") of the integers as [N, K], whatever stood between."""
+    data, scale, zero, qtype, dtype = source.packed.args
+    if not source.transposed:
+        return source.packed
+    turned = add_call(gm, aten.t.default, (data,), before)
+    return add_call(gm, qpass.dequantize.default, (turned, scale, zero, qtype.replace("/c1", "/c0"), dtype), before)
+
+
+def _scaled(gm, node: fx.Node, factor: torch.Tensor, shared: list) -> fx.Node:
+    x = node.args[0]
+    for other, known, product in shared:
+        if other is x and torch.equal(known, factor):
+            return product
+    held = add_constant(gm, f"{node.meta.get('site', 'linear')}_in_mul", factor.to(x.meta["val"].dtype), node)
+    product = add_call(gm, aten.mul.Tensor, (x, held), node)
+    shared.append((x, factor, product))
+    return product
+
+
+def _fold(gm: fx.GraphModule, product: fx.Node) -> int:
+    maker, held = product.args
+    if maker.op != "call_function" or single_user(maker) is not product:
+        return 0
+    factor = constant(held)
+    if maker.target is aten.layer_norm.default:
+        changed = {2: maker.args[2], 3: maker.args[3]}
+    elif maker.target is aten.linear.default and _foldable(maker):
+        changed = {2: maker.args[2]}
+        _scale_rows(gm, maker, factor)
+    else:
+        return 0
+    for index, node in changed.items():
+        value = constant(node)
+        if value is None and index == 2 and maker.target is aten.layer_norm.default:
+            value = torch.ones_like(factor)
+        if value is not None:
+            maker.update_arg(index, add_constant(gm, f"{product.meta.get('site', '')}_folded", value * factor, maker))
+    product.replace_all_uses_with(maker)
+    gm.graph.erase_node(product)
+    return 1
+
+
+def _foldable(maker: fx.Node) -> bool:
+    weight = maker.args[1]
+    return (
+        isinstance(weight, fx.Node)
+        and weight.target is qpass.dequantize.default
+        and len(weight.users) == 1
+        and weight.args[3].endswith("/c0")
+        and (maker.args[2] is None or constant(maker.args[2]) is not None)
+    )
+
+
+def _scale_rows(gm: fx.GraphModule, maker: fx.Node, factor: torch.Tensor) -> None:
+    weight = maker.args[1]
+    weight.update_arg(1, add_constant(gm, "folded_scale", constant(weight.args[1]) * factor.float(), weight))

@@ -1,0 +1,161 @@
+"""A plan: what is to be done with each site, or the sentence that says why it stays float.
+
+The result of the analyses, made of data alone: print it, edit it (`plan["*.attention.*"] = None`), save it, compile
+any number of models with it. Tensors (integers, scales) are saved beside the JSON as safetensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from qpass.errors import QpassError, nearest
+from qpass.packing import Packed
+from qpass.qtype import QType
+from qpass.schemes import Scheme
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """What a capture tells of a site. weight: parameter path; transposed: it is [K, N]; from_epilogue: its input is
+    the activation of another linear, so a product in front of it would cost a pass over memory."""
+
+    name: str
+    operation: str
+    weight: str | None
+    transposed: bool = False
+    from_epilogue: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens at one site.
+
+    shape: (N, K) of the weight, held as [K, N] where transposed. rows: input rows in the example batch, so rows * N * K is its multiply-adds.
+    group: name of the first site that reads the same input; sites of a group share one quantize.
+    lo, hi: the input's range in calibration. input_scale, input_zero: of a static input. in_mul: [K], see packing.
+    """
+
+    site: str
+    operation: str
+    weight: str = ""
+    shape: tuple[int, ...] = ()
+    transposed: bool = False
+    rows: int = 0
+    weight_type: QType | None = None
+    input_type: QType | None = None
+    why: str = ""
+    group: str = ""
+    lo: float | None = None
+    hi: float | None = None
+    input_scale: Tensor | None = None
+    input_zero: Tensor | None = None
+    packed: Packed | None = None
+    note: str = ""
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the site's weight becomes integers."""
+        return self.weight_type is not None
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the site in the example batch."""
+        return self.rows * self.shape[0] * self.shape[1] if len(self.shape) == 2 else 0
+
+    def as_float(self, why: str) -> Decision:
+        """The same site left in float, with the reason."""
+        return dataclasses.replace(
+            self, weight_type=None, input_type=None, input_scale=None, input_zero=None, packed=None, why=why
+        )
+
+
+@dataclass
+class Plan:
+    """Site name -> Decision, in the order of the model's execution."""
+
+    scheme: Scheme
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    parameters: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Decision]:
+        return iter(self.decisions.values())
+
+    def __len__(self) -> int:
+        return len(self.decisions)
+
+    def __getitem__(self, site: str) -> Decision:
+        if site not in self.decisions:
+            raise QpassError(f"the plan has no site {site!r}.{nearest(site, self.decisions)}")
+        return self.decisions[site]
+
+    def __setitem__(self, glob: str, value: None | str) -> None:
+        """`plan[glob] = None` (or a reason) leaves the sites that match in float."""
+        matched = [name for name in self.decisions if matches(name, glob)]
+        if not matched:
+            raise QpassError(f"no site of the plan matches {glob!r}.{nearest(glob, self.decisions)}")
+        if value is not None and not isinstance(value, str):
+            raise QpassError(
+                f"plan[{glob!r}] takes None or a reason to stay float, not {value!r}; another scheme needs ranges of "
+                "its own: pass recipe={...} to qpass.analyze"
+            )
+        for name in matched:
+            self.decisions[name] = self.decisions[name].as_float(value or "left in float by an edit of the plan")
+
+    @property
+    def quantized(self) -> tuple[Decision, ...]:
+        """The decisions that quantize."""
+        return tuple(d for d in self if d.quantized)
+
+    @property
+    def packed(self) -> dict[str, Packed]:
+        """Parameter path -> its integers, for every site that is quantized."""
+        return {d.weight: d.packed for d in self.quantized if d.packed is not None}
+
+    def coverage(self) -> tuple[float, float]:
+        """Share of the model's parameters, and of the sites' multiply-adds, that are quantized."""
+        weights = {d.weight: d.shape[0] * d.shape[1] for d in self.quantized}
+        total = sum(d.macs for d in self)
+        macs = sum(d.macs for d in self.quantized)
+        return sum(weights.values()) / max(self.parameters, 1), macs / max(total, 1)
+
+    def summary(self) -> str:
+        """One line of coverage, then each reason to stay float with the sites it holds for."""
+        parameters, macs = self.coverage()
+        reasons: dict[str, list[str]] = {}
+        for d in self:
+            if not d.quantized:
+                reasons.setdefault(d.why, []).append(d.site)
+        lines = [
+            f"{self.scheme}: {len(self.quantized)} of {len(self)} sites, {parameters:.1%} of parameters, "
+            f"{macs:.1%} of multiply-adds quantized"
+        ]
+        for why, sites in reasons.items():
+            more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
+            lines.append(f"  float: {sites[0]}{more}: {why}")
+        return "\n".join([*lines, *self.notes])
+
+    def __str__(self) -> str:
+        return table(self)
+
+
+def matches(site: str, glob: str) -> bool:
+    """Whether a glob names a site: by its module path, or by its whole name where the glob holds a colon."""
+    return fnmatch.fnmatchcase(site if ":" in glob else site.partition(":")[0], glob)
+
+
+def table(plan: Plan) -> str:
+    """The plan as text: site, operation, shape, range, type, or why it stays float."""
+    rows = [("site", "shape", "range", "input", "weight", "")]
+    for d in plan:
+        span = f"{d.lo:.3g} .. {d.hi:.3g}" if d.lo is not None and d.hi is not None else ""
+        types = (str(d.input_type or "float"), str(d.weight_type)) if d.quantized else ("float", "float")
+        rows.append((d.site, "x".join(map(str, d.shape)), span, *types, d.why or d.note))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(5)), row[5]]).rstrip() for row in rows]
+    return "\n".join([*lines, plan.summary()])

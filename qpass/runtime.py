@@ -1,0 +1,122 @@
+"""What runs when a compiled model is called: each graph the front end captures goes through the pipeline once.
+
+    front end -> capture -> passes.ORDER -> backend -> a Python callable that takes the graph's inputs
+
+Weights that were prepared for the backend are constants of that callable. If such a tensor of the model is later
+replaced or written to (load_state_dict, .to), the graph runs in eager mode with what it is given, and a warning says so.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from qpass.backends import Backend
+from qpass.capture import capture, front_end, tensor_names
+from qpass.passes import ORDER
+from qpass.pipeline import Context, Settings, run_pipeline
+from qpass.plan import Plan
+from qpass.sites import SiteNames
+
+CHANGED = (
+    "a weight of this compiled model was replaced or written to after qpass.compile: it runs uncompiled from now on; "
+    "compile it again for speed"
+)
+
+
+@dataclass
+class Record:
+    """One captured graph of a compiled model: what each pass left, as text, and the sites in it."""
+
+    name: str
+    steps: list[Any]
+    sites: list[str]
+    seconds: float = 0.0
+    misses: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Runtime:
+    """Compiles the graphs of one model by its plan; a torch.compile backend."""
+
+    plan: Plan
+    backend: Backend
+    model: weakref.ref[nn.Module] | None = None
+    names: SiteNames = field(default_factory=SiteNames)
+    records: list[Record] = field(default_factory=list)
+    lock: Any = field(default_factory=threading.RLock)
+
+    def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
+        """One captured graph -> what runs in its place."""
+        with self.lock:
+            return self._build(gm, inputs)
+
+    def _build(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        start = time.perf_counter()
+        model = self.model() if self.model else None
+        graph = capture(gm, inputs, tensor_names(model) if model is not None else {})
+        context = Context(
+            graph_name=f"graph{len(self.records)}",
+            settings=Settings.from_env(),
+            plan=self.plan,
+            backend=self.backend,
+            names=self.names,
+        )
+        real = list(inputs) if all_real(inputs) else None
+        graph = run_pipeline(graph, ORDER, context, real)
+        sites = [n.meta["site"] for n in graph.graph.nodes if "site" in n.meta]
+        placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+        frozen = tuple(i for i, n in enumerate(placeholders) if "value" in n.meta and not n.users)
+        run = watched(self.backend.finish(graph), gm, inputs, frozen)
+        seconds = time.perf_counter() - start
+        self.records.append(Record(context.graph_name, context.steps, sites, seconds, context.log.lines()))
+        return run
+
+
+def all_real(inputs: Sequence[Any]) -> bool:
+    """Whether the tensors of a capture hold values (the front end's own export does not)."""
+    from torch._subclasses import FakeTensor
+
+    return not any(isinstance(value, FakeTensor) for value in inputs)
+
+
+def watched(function: Callable[..., Any], gm: fx.GraphModule, inputs: Sequence[Any], frozen: tuple[int, ...]):
+    """`function`, or the captured graph in eager mode from the moment a tensor folded into it has changed."""
+    watch = tuple((i, inputs[i], inputs[i]._version) for i in frozen if isinstance(inputs[i], Tensor))
+    warned: list[str] = []
+
+    def run(*args: Any) -> Any:
+        for i, tensor, version in watch:
+            if args[i] is not tensor or tensor._version != version:
+                break
+        else:
+            return function(*args)
+        if not warned:
+            warned.append(CHANGED)
+            warnings.warn(CHANGED, stacklevel=2)
+        return gm(*args)
+
+    return run
+
+
+_RUNTIMES: weakref.WeakKeyDictionary[nn.Module, Runtime] = weakref.WeakKeyDictionary()
+
+
+def attach(model: nn.Module, plan: Plan, backend: Backend) -> Runtime:
+    """Makes a model with packed weights run compiled from now on; its class and methods stay as they are."""
+    runtime = Runtime(plan, backend, weakref.ref(model))
+    model._compiled_call_impl = front_end(model, runtime)
+    _RUNTIMES[model] = runtime
+    return runtime
+
+
+def runtime_of(model: nn.Module) -> Runtime | None:
+    """The runtime of a model that qpass has compiled, or None."""
+    return _RUNTIMES.get(model)

@@ -1,0 +1,219 @@
+"""Scheme and Recipe: what to do with weights and inputs, and where; both are data that print as they parse.
+
+    w8a8            weight i8/c0    input u8/t                     needs calibration
+    w8a8-dynamic    weight i8/c0    input u8/token, at run time
+    w8a16           weight i8/c0    input stays float
+    w4a16[-g32]     weight u4/g128  input stays float
+    w4a8[-dynamic]  weight i4/g128  input u8/t or u8/token
+    fp8             weight e4m3/c0  input e4m3/token, at run time
+    fp8-static      weight e4m3/c0  input e4m3/t                   needs calibration
+    wNaM            2 <= N, M <= 8, by the same rules: for training and simulation
+
+1. Weights of 5 bits and more have a scale per output channel, of 4 and fewer per group of 128; `-g32` sets
+   the group, `-c` asks for channels.
+2. Weights that meet integer inputs are symmetric, so that the integer product has no weight zero point to
+   correct for; beside a float input, groups are asymmetric. 2-bit weights always are asymmetric: narrow
+   signed has only 3 values.
+3. Inputs are unsigned with a zero point: oneDNN's fast int8 kernels take u8.
+4. Options follow after a comma or a space: `w8a8,range=mse,smooth=0.5,solver=gptq`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from qpass.errors import QpassError, nearest
+from qpass.qtype import QType
+from qpass.range_choice import parse_method
+
+NAMES = ("w8a8", "w8a8-dynamic", "w8a16", "w4a16", "w4a16-g32", "w4a8", "w4a8-dynamic", "fp8", "fp8-static")
+SOLVERS = ("rtn", "gptq")
+OPTIONS = ("range", "smooth", "solver")
+DEFAULT_GROUP = 128
+_EXPECTED = "w8a8, w8a8-dynamic, w8a16, w4a16, w4a16-g32, w4a8, fp8, fp8-static, or wNaM with 2 <= N, M <= 8"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What happens to the weight and the input of a site.
+
+    >>> s = Scheme.parse("w8a8 range=mse")
+    >>> str(s.weight), str(s.activation), s.dynamic, s.range_method
+    ('i8/c0', 'u8/t', False, 'mse')
+    >>> str(s)
+    'w8a8,range=mse'
+    """
+
+    name: str
+    weight: QType | None
+    activation: QType | None
+    dynamic: bool = False
+    range_method: str = "minmax"
+    smooth: float | Literal["auto"] | None = None
+    solver: str = "rtn"
+
+    @staticmethod
+    def parse(text: str | Scheme) -> Scheme:
+        """The scheme that prints as `text`; a Scheme is returned as it is."""
+        if isinstance(text, Scheme):
+            return text
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise QpassError(f"scheme must be text such as {_EXPECTED}, not {type(text).__name__}.")
+        words = [word for word in re.split(r"[,\s]+", text) if word]
+        if not words:
+            raise QpassError(f"scheme is empty; expected {_EXPECTED}.")
+        scheme = _parse_name(words[0])
+        for word in words[1:]:
+            scheme = _with_option(scheme, word, text)
+        return scheme
+
+    def __str__(self) -> str:
+        """The text that parses back to this scheme: its name, then the options that are not the default."""
+        options = (("range", self.range_method), ("smooth", self.smooth), ("solver", self.solver))
+        defaults = ("minmax", None, "rtn")
+        given = (
+            f"{key}={value}"
+            for (key, value), default in zip(options, defaults, strict=True)
+            if value != default
+        )
+        return ",".join((self.name, *given))
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether inputs have static scales, which are chosen from calibration batches."""
+        return self.activation is not None and not self.dynamic
+
+
+def _parse_name(word: str) -> Scheme:
+    lower = word.lower()
+    if lower in ("fp8", "fp8-static"):
+        dynamic = lower == "fp8"
+        act = QType.parse("e4m3/token" if dynamic else "e4m3/t")
+        return Scheme(lower, QType.parse("e4m3/c0"), act, dynamic)
+    match = re.fullmatch(r"w(\d+)a(\d+)((?:-(?:dynamic|c|g[1-9]\d*))*)", lower)
+    if not match:
+        raise QpassError(f"scheme {word!r} is not known; expected {_EXPECTED}.{nearest(lower, NAMES)}")
+    bits, act_bits, suffixes = int(match[1]), int(match[2]), match[3].split("-")[1:]
+    _check_widths(word, bits, act_bits)
+    _check_suffixes(word, act_bits, suffixes)
+    return _integer_scheme(bits, act_bits, suffixes)
+
+
+def _check_widths(word: str, bits: int, act_bits: int) -> None:
+    if not 2 <= bits <= 8 or not (2 <= act_bits <= 8 or act_bits == 16):
+        raise QpassError(
+            f"scheme {word!r}: weights have 2 to 8 bits and inputs 2 to 8, or 16 to stay float."
+            + nearest(word.lower(), NAMES)
+        )
+
+
+def _check_suffixes(word: str, act_bits: int, suffixes: list[str]) -> None:
+    if act_bits == 16 and "dynamic" in suffixes:
+        raise QpassError(
+            f"scheme {word!r}: inputs of 16 bits stay float, so there is nothing dynamic; drop '-dynamic'."
+        )
+    if suffixes.count("dynamic") > 1 or len([s for s in suffixes if s != "dynamic"]) > 1:
+        raise QpassError(f"scheme {word!r}: give '-dynamic' once, and one of '-c' or '-g128'.")
+
+
+def _integer_scheme(bits: int, act_bits: int, suffixes: list[str]) -> Scheme:
+    default = "c" if bits > 4 else f"g{DEFAULT_GROUP}"
+    layout = next((s for s in suffixes if s != "dynamic"), default)
+    dynamic = "dynamic" in suffixes
+    asymmetric = bits == 2 or (layout != "c" and act_bits == 16)
+    weight = QType.parse(f"{'u' if asymmetric else 'i'}{bits}/{'c0' if layout == 'c' else layout}")
+    act = None if act_bits == 16 else QType.parse(f"u{act_bits}/{'token' if dynamic else 't'}")
+    suffix = ("" if layout == default else f"-{layout}") + ("-dynamic" if dynamic else "")
+    return Scheme(f"w{bits}a{act_bits}{suffix}", weight, act, dynamic)
+
+
+def _with_option(scheme: Scheme, word: str, text: str) -> Scheme:
+    key, equals, value = word.partition("=")
+    if not equals or key not in OPTIONS:
+        expected = ", ".join(f"{option}=..." for option in OPTIONS)
+        hint = nearest(key, OPTIONS)
+        raise QpassError(f"scheme {text!r}: {word!r} is no option; expected {expected}.{hint}")
+    if key == "range":
+        parse_method(value)
+        return replace(scheme, range_method=value)
+    if key == "smooth":
+        return replace(scheme, smooth=_parse_smooth(value, text))
+    if value not in SOLVERS:
+        raise QpassError(
+            f"scheme {text!r}: solver {value!r} is not one of {', '.join(SOLVERS)}.{nearest(value, SOLVERS)}"
+        )
+    return replace(scheme, solver=value)
+
+
+def _parse_smooth(value: str, text: str) -> float | Literal["auto"] | None:
+    if value == "auto":
+        return "auto"
+    if value == "none":
+        return None
+    try:
+        strength = float(value)
+    except ValueError:
+        strength = -1.0
+    if not 0.0 <= strength <= 1.0:
+        raise QpassError(f"scheme {text!r}: smooth={value} must be a number from 0 to 1, auto or none.")
+    return strength
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Where to use which scheme: globs in order, the first that matches wins, `default` where none does.
+
+    A glob is matched against the module path (`encoder.layer.*.attention.*`), or against the whole site name
+    where it holds a colon (`encoder.*:matmul.*`). None keeps a site in float.
+    """
+
+    rules: tuple[tuple[str, Scheme | None], ...]
+    default: Scheme | None
+
+    @staticmethod
+    def parse(
+        rules: Mapping[str, str | Scheme | None] | Recipe | None, default: str | Scheme | None = None
+    ) -> Recipe:
+        """A recipe from a mapping of globs to schemes; a Recipe is returned as it is."""
+        if isinstance(rules, Recipe):
+            return rules
+        if rules is not None and not isinstance(rules, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise QpassError(
+                f"recipe must map module-path globs to schemes, not be a {type(rules).__name__}."
+            )
+        pairs = tuple((glob, _parse_rule(glob, value)) for glob, value in (rules or {}).items())
+        return Recipe(pairs, None if default is None else Scheme.parse(default))
+
+    def scheme_for(self, site: str) -> Scheme | None:
+        """The scheme of a site (`path:operation.ordinal`) or module path; None keeps it in float."""
+        return next((scheme for glob, scheme in self.rules if _matches(glob, site)), self.default)
+
+    def unmatched(self, sites: Iterable[str]) -> tuple[str, ...]:
+        """The globs that match none of the sites."""
+        known = tuple(sites)
+        return tuple(glob for glob, _ in self.rules if not any(_matches(glob, site) for site in known))
+
+    def check(self, sites: Iterable[str]) -> None:
+        """Raise QpassError for the first glob that matches none of the sites."""
+        known = tuple(sites)
+        for glob in self.unmatched(known):
+            choices = known if ":" in glob else tuple(site.partition(":")[0] for site in known)
+            raise QpassError(
+                f"recipe: {glob!r} matches no module or site of this model; use the path of a module "
+                f"that has operations to quantize, or a glob such as 'encoder.*'.{nearest(glob, choices)}"
+            )
+
+
+def _matches(glob: str, site: str) -> bool:
+    return fnmatchcase(site if ":" in glob else site.partition(":")[0], glob)
+
+
+def _parse_rule(glob: str, value: str | Scheme | None) -> Scheme | None:
+    try:
+        return None if value is None else Scheme.parse(value)
+    except QpassError as error:
+        raise QpassError(f"recipe: {glob!r}: {error}") from error
