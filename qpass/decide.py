@@ -36,7 +36,14 @@ def decide(
     for name, info in sites.items():
         group = observations.groups.get(name, name)
         plan.decisions[name] = solved.get(group, {}).get(name) or _other(info)
+    if any(d.input_type is not None for d in plan) and fast_bfloat16():
+        plan.attention = torch.bfloat16
     return plan
+
+
+def fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 natively."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _parameter_count(model: nn.Module) -> int:

@@ -11,6 +11,7 @@ import fnmatch
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from qpass.errors import QpassError, nearest
@@ -76,11 +77,12 @@ class Decision:
 
 @dataclass
 class Plan:
-    """Site name -> Decision, in the order of the model's execution."""
+    """Site name -> Decision, in the order of the model's execution. attention: its dtype, None for the model's own."""
 
     scheme: Scheme
     decisions: dict[str, Decision] = field(default_factory=dict)
     parameters: int = 0
+    attention: torch.dtype | None = None
     notes: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Decision]:

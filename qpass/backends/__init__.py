@@ -15,7 +15,7 @@ from qpass.errors import QpassError, nearest
 @dataclass(frozen=True)
 class Backend:
     """unavailable: None where it runs on this machine, or why not. why_not: None where it takes a fused node, or why
-    not. lower: the nodes that replace one. prepare: rewrites before fusion's result is lowered. finish: a lowered
+    not. lower: the nodes that replace one. targets: the ops it is asked about. finish: a lowered
     graph -> a callable.
     """
 
@@ -23,6 +23,7 @@ class Backend:
     unavailable: Callable[[], str | None]
     why_not: Callable[[fx.Node], str | None]
     lower: Callable[[fx.GraphModule, fx.Node], fx.Node]
+    targets: tuple[Any, ...]
     finish: Callable[[fx.GraphModule], Callable[..., Any]]
 
 

@@ -12,11 +12,17 @@ is exact in the int32 accumulator of VNNI and AMX for K up to 66,000; without VN
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
-from qpass.backends import Backend
-from qpass.backends.reference import finish
+from qpass.backends import Backend, attention
+from qpass.backends.emit import emit
+from qpass.backends.inductor import compile_region
+from qpass.backends.inductor import unavailable as no_codegen
+from qpass.backends.regions import extract, find_regions, replace_regions, signature
 from qpass.graphs import add_call, add_constant, constant
 
 aten = torch.ops.aten
@@ -51,7 +57,7 @@ def saturates() -> bool:
     return not (cpu._is_vnni_supported() or cpu._is_amx_tile_supported())
 
 
-def why_not(node: fx.Node) -> str | None:
+def why_not_linear(node: fx.Node) -> str | None:
     """None where this backend can run a fused linear, or the sentence that says why not."""
     x_type, weight_type, data = node.args[3], node.args[6], node.args[4]
     if x_type not in ("u8/t", "u8/token"):
@@ -139,6 +145,23 @@ def _lower_dynamic(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     return _epilogue(gm, node, y)
 
 
+def finish(gm: fx.GraphModule) -> Callable[..., Any]:
+    """The lowered graph as one Python function: oneDNN and torch calls, and a generated kernel for each region."""
+    if no_codegen() is not None:
+        return emit(gm, {})
+    kernels: dict[str, Callable[..., Any]] = {}
+    wanted: list[str] = []
+    regions = find_regions(gm)
+    for region in regions:
+        part = extract(gm, region)
+        wanted.append(signature(part))
+        if wanted[-1] not in kernels:
+            kernels[wanted[-1]] = compile_region(part)
+    nodes = replace_regions(gm, regions)
+    calls = {node: kernels[key] for node, key in zip(nodes, wanted, strict=True)}
+    return emit(gm, calls)
+
+
 def unavailable() -> str | None:
     """None where oneDNN's int8 linear runs on this machine."""
     if not torch.backends.mkldnn.is_available():
@@ -148,4 +171,21 @@ def unavailable() -> str | None:
     return None
 
 
-BACKEND = Backend(NAME, unavailable, why_not, lower_linear, finish)
+LOWERINGS = (
+    (Q.linear.default, why_not_linear, lower_linear),
+    (aten.scaled_dot_product_attention.default, attention.why_not, attention.lower_attention),
+)
+TARGETS = tuple(target for target, _, _ in LOWERINGS)
+
+
+def why_not(node: fx.Node) -> str | None:
+    """None where this backend can run a node of TARGETS, or the sentence that says why not."""
+    return next(check(node) for target, check, _ in LOWERINGS if target is node.target)
+
+
+def lower(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """What computes a node of TARGETS here."""
+    return next(build(gm, node) for target, _, build in LOWERINGS if target is node.target)
+
+
+BACKEND = Backend(NAME, unavailable, why_not, lower, TARGETS, finish)

@@ -12,6 +12,7 @@ Regions with the same text are one kernel, called with other tensors: a transfor
 
 from __future__ import annotations
 
+import heapq
 import operator
 from dataclasses import dataclass, field
 
@@ -152,6 +153,52 @@ def extract(gm: fx.GraphModule, region: Region) -> fx.GraphModule:
         mapping[node].meta = {"val": node.meta["val"]}
     graph.output(tuple(mapping[node] for node in region.outputs))
     return fx.GraphModule(torch.nn.Module(), graph)
+
+
+def kernel(*args: object) -> tuple[object, ...]:
+    """Stands for a region's kernel in a graph; the emitter calls the kernel itself."""
+    raise RuntimeError("a region was called without its kernel")
+
+
+def replace_regions(gm: fx.GraphModule, regions: list[Region]) -> list[fx.Node]:
+    """Puts one call in the place of each region; returns the calls. Results of a call are getitems of it."""
+    rank = {node: i for i, node in enumerate(gm.graph.nodes)}
+    calls = []
+    moved: dict[fx.Node, fx.Node] = {}
+    for region in regions:
+        with gm.graph.inserting_before(region.nodes[-1]):
+            call = gm.graph.call_function(kernel, tuple(moved.get(node, node) for node in region.inputs))
+            items = [gm.graph.call_function(operator.getitem, (call, i)) for i in range(len(region.outputs))]
+        call.meta = {"val": tuple(node.meta["val"] for node in region.outputs)}
+        rank |= dict.fromkeys((call, *items), rank[region.nodes[-1]])
+        for node, item in zip(region.outputs, items, strict=True):
+            item.meta = dict(node.meta)
+            node.replace_all_uses_with(item)
+            moved[node] = item
+        calls.append(call)
+        for node in reversed(region.nodes):
+            gm.graph.erase_node(node)
+    _sort(gm, rank)
+    return calls
+
+
+def _sort(gm: fx.GraphModule, rank: dict[fx.Node, int]) -> None:
+    """Brings the nodes into an order in which each follows its inputs, as near to `rank` as that allows."""
+    waiting = {node: len(set(node.all_input_nodes)) for node in gm.graph.nodes}
+    ready = [(rank[node], i, node) for i, node in enumerate(gm.graph.nodes) if not waiting[node]]
+    heapq.heapify(ready)
+    count = len(ready)
+    last = None
+    while ready:
+        _, _, node = heapq.heappop(ready)
+        if last is not None:
+            last.append(node)
+        last = node
+        for user in node.users:
+            waiting[user] -= 1
+            if not waiting[user]:
+                count += 1
+                heapq.heappush(ready, (rank[user], count, user))
 
 
 def signature(part: fx.GraphModule) -> str:

@@ -5,7 +5,7 @@
                       ->   linear(x, dequantize(w_q, s_w), b)                                  weight-only
 
 A value that several sites read with the same parameters is quantized once and dequantized once per use, so that a
-use can be fused without the others. A weight that is still float (the torch.compile spelling, where there is no copy
+use can be fused without the others. Attention is computed in the plan's dtype, where it names one. A weight that is still float (the torch.compile spelling, where there is no copy
 of the model to pack) is packed here, from the plan.
 """
 
@@ -20,6 +20,7 @@ from qpass.plan import Decision
 
 aten = torch.ops.aten
 qpass = torch.ops.qpass
+VIEWS = (aten.view.default, aten.transpose.int, aten.permute.default, aten.reshape.default, aten.unsqueeze.default)
 
 
 def insert_qdq(gm: fx.GraphModule, context) -> int:
@@ -34,8 +35,31 @@ def insert_qdq(gm: fx.GraphModule, context) -> int:
         if decision.input_type is not None:
             _quantize_input(gm, node, decision, quantized)
         edits += 1
+    if context.plan.attention is not None:
+        edits += sum(_cast_attention(gm, node, context.plan.attention) for node in list(gm.graph.nodes))
     gm.graph.eliminate_dead_code()
     return edits
+
+
+def _cast_attention(gm: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> int:
+    """attention(q, k, v) -> float(attention(bf16(q), bf16(k), bf16(v))); a cast goes in front of views of its input."""
+    if node.target is not aten.scaled_dot_product_attention.default or node.meta["val"].dtype is not torch.float32:
+        return 0
+    inputs = [_cast(gm, x, dtype, node) for x in node.args[:3]]
+    mask = node.args[3]
+    if mask is not None and mask.meta["val"].is_floating_point():
+        mask = add_call(gm, aten.to.dtype, (mask, dtype), node)
+    narrow = add_call(gm, node.target, (*inputs, mask, *node.args[4:]), node, **node.kwargs)
+    node.replace_all_uses_with(add_call(gm, aten.to.dtype, (narrow, torch.float32), node))
+    gm.graph.erase_node(node)
+    return 1
+
+
+def _cast(gm: fx.GraphModule, x: fx.Node, dtype: torch.dtype, before: fx.Node) -> fx.Node:
+    if x.op == "call_function" and x.target in VIEWS and len(x.users) == 1:
+        source = _cast(gm, x.args[0], dtype, x)
+        return add_call(gm, x.target, (source, *x.args[1:]), before)
+    return add_call(gm, aten.to.dtype, (x, dtype), before)
 
 
 def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import fx
-
-Q = torch.ops.qpass
 
 
 def lower(gm: fx.GraphModule, context) -> int:
     """Asks the backend about each fused linear; a sentence why not goes to `meta["kept"]` and the log."""
     edits = 0
     for node in list(gm.graph.nodes):
-        if node.target is not Q.linear.default:
+        if node.target not in context.backend.targets:
             continue
         why = context.backend.why_not(node)
         if why:
