@@ -16,9 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qpass import ops
 from qpass.graphs import fake_mode
 
 LOG = logging.getLogger("qpass")
+Q = torch.ops.qpass
+# ops of ours that a kernel computes from their own definition
+DECOMPOSITIONS = {
+    Q.quantize.default: ops.quantize,
+    Q.dequantize.default: ops.dequantize,
+    Q.choose_qparams.default: ops.choose_qparams,
+}
 
 
 @functools.cache
@@ -44,11 +52,11 @@ def compile_region(part: fx.GraphModule) -> Callable[..., tuple[Any, ...]]:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     mode = fake_mode(part)
-    inputs = [node.meta["val"] for node in part.graph.nodes if node.op == "placeholder"]
+    inputs = [_resolved(node.meta["val"]) for node in part.graph.nodes if node.op == "placeholder"]
     symbols = _symbols(inputs)
     sizes = [size for size, _, _ in symbols]
     with mode, torch.no_grad():
-        trace = make_fx(lambda *args: part(*args[len(sizes) :]), decomposition_table=select_decomp_table())
+        trace = make_fx(lambda *args: part(*args[len(sizes) :]), decomposition_table=select_decomp_table() | DECOMPOSITIONS)
         flat = trace(*sizes, *inputs)
     flat.graph.set_codegen(fx.graph.CodeGen())  # make_fx's own unflattens results, which inductor hands back flat
     flat.recompile()
@@ -63,6 +71,13 @@ def compile_region(part: fx.GraphModule) -> Callable[..., tuple[Any, ...]]:
 
     run.compiled = compiled  # keeps what the callable needs alive
     return run
+
+
+def _resolved(value: Any) -> Any:
+    """A symbolic size by the symbol it was found equal to: the one that the tensors' sizes are written in."""
+    if not isinstance(value, torch.SymInt):
+        return value
+    return value.node.shape_env.create_symintnode(value.node.expr, hint=value.node.hint)
 
 
 def _symbols(inputs: list[Any]) -> list[tuple[Any, int, int | None]]:
