@@ -43,7 +43,8 @@ def front_end(model: nn.Module, backend: GraphBackend) -> Callable[..., Any]:
 
     own = types.FunctionType(call.__code__.replace(co_name="forward"), call.__globals__, "forward")
     compiled = torch.compile(own, backend=backend, dynamic=True)
-    settings = torch._dynamo.config.patch(specialize_float=True)  # a float that arrives as a tensor cannot be retraced
+    # a float that arrives as a tensor cannot be retraced; a recurrent layer is one operation of the graph, not a break
+    settings = torch._dynamo.config.patch(specialize_float=True, allow_rnn=True)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with settings, torch.no_grad():
@@ -78,7 +79,8 @@ def retrace(gm: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
     def fake(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return mode.from_tensor(value, symbolic_context=symbolic.get(value))
+        known = symbolic.get(value)
+        return mode.from_tensor(value, symbolic_context=known, static_shapes=known is None)
 
     fakes = [fake(value) for value in inputs]
     with contextlib.ExitStack() as stack:

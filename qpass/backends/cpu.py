@@ -12,6 +12,7 @@ is exact in the int32 accumulator of VNNI and AMX for K up to 66,000; without VN
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ aten = torch.ops.aten
 onednn = torch.ops.onednn
 Q = torch.ops.qpass
 
+LOG = logging.getLogger("qpass")
 NAME = "cpu"
 LARGEST_K = (2**31 - 1) // (255 * 127)
 # activation of qpass.linear -> oneDNN post-op name and algorithm
@@ -156,10 +158,19 @@ def finish(gm: fx.GraphModule) -> Callable[..., Any]:
         part = extract(gm, region)
         wanted.append(signature(part))
         if wanted[-1] not in kernels:
-            kernels[wanted[-1]] = compile_region(part)
+            kernels[wanted[-1]] = kernel_of(part)
     nodes = replace_regions(gm, regions)
     calls = {node: kernels[key] for node, key in zip(nodes, wanted, strict=True)}
     return emit(gm, calls)
+
+
+def kernel_of(part: fx.GraphModule) -> Callable[..., Any]:
+    """A generated kernel, or the region as plain torch calls where inductor cannot generate it."""
+    try:
+        return compile_region(part)
+    except Exception as error:  # any failure of the generator costs speed, never the result
+        LOG.warning("a region of %d operations runs as single calls: %s", len(part.graph.nodes), error)
+        return part.forward
 
 
 def unavailable() -> str | None:

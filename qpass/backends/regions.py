@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from qpass.graph_text import text
+from qpass.graphs import add_call
 
 aten = torch.ops.aten
 Q = torch.ops.qpass
@@ -128,17 +129,49 @@ def find_regions(gm: fx.GraphModule) -> list[Region]:
             )
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
     components = [sorted(c, key=order.__getitem__) for c in networkx.connected_components(together)]
-    regions = [_bounded(nodes) for nodes in components]
+    symbols = symbol_sources(gm)
+    regions = [_bounded(nodes, symbols) for nodes in components]
     return sorted(regions, key=lambda r: (level[r.nodes[0]], order[r.nodes[0]]))
 
 
-def _bounded(nodes: list[fx.Node]) -> Region:
+def symbol_sources(gm: fx.GraphModule) -> dict[str, fx.Node]:
+    """Symbol of a size -> the node that holds it: an input of the graph, or the size of an input tensor."""
+    found: dict[str, fx.Node] = {}
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    for node in placeholders:
+        value = node.meta["val"]
+        if isinstance(value, torch.SymInt) and value.node.expr.is_symbol:
+            found.setdefault(str(value.node.expr), node)
+    first = next((n for n in gm.graph.nodes if n.op != "placeholder"), None)
+    for node in placeholders:
+        value = node.meta["val"]
+        for axis, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+            if isinstance(size, torch.SymInt) and size.node.expr.is_symbol and str(size.node.expr) not in found:
+                found[str(size.node.expr)] = add_call(gm, aten.sym_size.int, (node, axis), first)
+    return found
+
+
+def _bounded(nodes: list[fx.Node], symbols: dict[str, fx.Node]) -> Region:
     inside = set(nodes)
     inputs: dict[fx.Node, None] = {}
     for node in nodes:
         inputs |= dict.fromkeys(i for i in node.all_input_nodes if i not in inside)
+    needed = {name for node in (*nodes, *inputs) for name in _free_symbols(node)}
+    inputs |= dict.fromkeys(symbols[name] for name in sorted(needed) if name in symbols)
     outputs = [n for n in nodes if any(user not in inside for user in n.users)]
     return Region(nodes, list(inputs), outputs)
+
+
+def _free_symbols(node: fx.Node) -> set[str]:
+    """Names of the symbols in the sizes and strides of a node's value."""
+    values = node.meta.get("val")
+    names: set[str] = set()
+    for value in values if isinstance(values, tuple | list) else (values,):
+        sizes = (*value.shape, *value.stride()) if isinstance(value, Tensor) else (value,)
+        for size in sizes:
+            if isinstance(size, torch.SymInt):
+                names |= {str(symbol) for symbol in size.node.expr.free_symbols}
+    return names
 
 
 def extract(gm: fx.GraphModule, region: Region) -> fx.GraphModule:

@@ -74,7 +74,7 @@ class CollectRanges(fx.Interpreter):
         for node in gm.graph.nodes:
             if node in self.reads:
                 name, source = self.reads[node]
-                key = (groups[source], source.meta["val"].shape[-1])
+                key = (groups[source], str(source.meta["val"].shape[-1]))
                 names[name] = self.into.groups.get(name) or first.setdefault(key, name)
         return names
 
