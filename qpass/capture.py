@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qpass.canonical import canonicalize
+from qpass.errors import QpassError
 
 GraphBackend = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
 
@@ -47,8 +48,13 @@ def front_end(model: nn.Module, backend: GraphBackend) -> Callable[..., Any]:
     settings = torch._dynamo.config.patch(specialize_float=True, allow_rnn=True)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with settings, torch.no_grad():
-            return compiled(model, *args, **kwargs)
+        try:
+            with settings, torch.no_grad():
+                return compiled(model, *args, **kwargs)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            if isinstance(error.inner_exception, QpassError):  # our own sentence, without the front end's around it
+                raise error.inner_exception from None
+            raise
 
     return run
 

@@ -79,8 +79,7 @@ def _decide_group(model, group, members, recipe: Recipe, observations: Observati
             by_scheme.setdefault(scheme, []).append(decision)
     epilogue = any(info.from_epilogue for info in members)
     for scheme, decisions in by_scheme.items():
-        free = not epilogue or scheme.dynamic
-        found |= {d.site: d for d in quantize_group(model, decisions, scheme, observed, free)}
+        found |= {d.site: d for d in quantize_group(model, decisions, scheme, observed, epilogue)}
     return found
 
 
@@ -111,13 +110,13 @@ def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | No
 
 
 def quantize_group(
-    model: nn.Module, decisions: list[Decision], scheme: Scheme, observed: Observed | None, scale_inputs: bool
+    model: nn.Module, decisions: list[Decision], scheme: Scheme, observed: Observed | None, epilogue: bool
 ) -> list[Decision]:
     """Chooses the shared input parameters and rounds each weight."""
     weights = [_weight(model, d) for d in decisions]
-    solution = solve(weights, scheme, observed, scale_inputs)
+    solution = solve(weights, scheme, observed, free=scheme.dynamic or not epilogue, splits=epilogue)
     done = []
-    for decision, packed in zip(decisions, solution.packed, strict=True):
+    for decision, packed, bias in zip(decisions, solution.packed, solution.bias, strict=True):
         packed = _turned(packed) if decision.transposed else packed
         done.append(
             dataclasses.replace(
@@ -126,6 +125,9 @@ def quantize_group(
                 input_type=scheme.activation,
                 input_scale=solution.scale,
                 input_zero=solution.zero,
+                input_shift=solution.shift,
+                input_extra=solution.extra,
+                bias=bias,
                 packed=packed,
             )
         )

@@ -1,7 +1,8 @@
 """What calibration has seen: one entry per group of sites that read the same value.
 
-Merging takes in another worker's observations; count, limits and histograms merge to the last bit, and the second
-moments are float64 sums of float32 batch sums, so the order of batches and workers does not change the plan.
+Merging takes in another worker's observations. Count, limits and histograms merge to the last bit; second moments are
+float64 sums of float32 batch sums; the sample holds the rows with the smallest hash of their own bits, whoever saw
+them first. So the order of batches and workers does not change the plan.
 """
 
 from __future__ import annotations
@@ -13,14 +14,21 @@ from torch import Tensor
 
 from qpass.ranges import Range
 
+SAMPLE = 512  # rows kept of each group
+
 
 @dataclass
 class Observed:
-    """Statistics of one group's input: [rows, K] values seen so far. moment: float64 [K, K], the sum of x x^T."""
+    """Statistics of one group's input: [rows, K] values seen so far.
+
+    moment: float64 [K, K], the sum of x x^T. sample: float32 [<= SAMPLE, K], rows chosen by hash; keys: their hashes.
+    """
 
     range: Range
     rows: int = 0
     moment: Tensor | None = None
+    sample: Tensor | None = None
+    keys: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
         """One batch, [..., K]."""
@@ -29,6 +37,7 @@ class Observed:
         self.rows += flat.shape[0]
         if self.moment is not None:
             self.moment += (flat.t() @ flat).double()  # float32 batch sums in float64: the order does not matter
+            self._keep(flat, row_hash(flat))
 
     def merge(self, other: Observed) -> None:
         """Takes in what another worker saw."""
@@ -36,6 +45,35 @@ class Observed:
         self.rows += other.rows
         if self.moment is not None and other.moment is not None:
             self.moment += other.moment
+        if other.sample is not None and other.keys is not None:
+            self._keep(other.sample, other.keys)
+
+    def _keep(self, rows: Tensor, keys: Tensor) -> None:
+        if self.sample is not None and self.keys is not None:
+            rows, keys = torch.cat([self.sample, rows]), torch.cat([self.keys, keys])
+        unique, first = torch.unique(keys, return_inverse=True)
+        index = torch.full((len(unique),), len(keys)).scatter_reduce_(0, first, torch.arange(len(keys)), "amin")
+        self.keys, self.sample = unique[:SAMPLE], rows[index[:SAMPLE]]
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each channel, float64 [K]."""
+        assert self.range.channels is not None
+        return self.range.channels.total / max(self.rows, 1)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance of the channels, float64 [K, K]."""
+        assert self.moment is not None
+        return self.moment / max(self.rows, 1) - torch.outer(self.mean, self.mean)
+
+
+def row_hash(rows: Tensor) -> Tensor:
+    """A hash of each row's bits, int64 [rows]: equal rows have equal hashes on every worker."""
+    factors = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=torch.Generator().manual_seed(0)) | 1
+    mixed = (rows.contiguous().view(torch.int32).to(torch.int64) * factors).sum(1)
+    mixed = (mixed ^ (mixed >> 29)) * 0x1F85EBCA6B1D2E35
+    return mixed ^ (mixed >> 32)
 
 
 @dataclass

@@ -1,32 +1,145 @@
+"""Run passes in order, and after each: verify, write the graph down, compare its results with the step before.
+
+    QPASS_CHECK   structure (default): verify each level; numeric: also run the inputs after each pass; off
+    QPASS_DUMP    a folder: each pass leaves NN_pass.txt there
+    QPASS_LOG     rules: hits and nearest misses of the rewrite rules, on standard error
+"""
+
 from __future__ import annotations
-import os, time, copy
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from pathlib import Path
+from typing import Any
+
 import torch
+from torch import Tensor, fx
+
+from qpass.errors import QpassError, nearest
 from qpass.graph_text import text
 from qpass.rewrite import RuleLog
+from qpass.verify import LEVELS, verify
+
+CHOICES = (("QPASS_CHECK", ("structure", "numeric", "off")), ("QPASS_LOG", ("", "rules")))
+
+
 @dataclass(frozen=True)
 class Pass:
-    name: str; needs: str; leaves: str; run: Callable; tolerance: float | None = None; changes_values: bool = False
+    """needs, leaves: levels. tolerance: how far results may move, as relative RMS (0: not a bit); None: it may change
+    them (insert-qdq alone).
+    """
+
+    name: str
+    needs: str
+    leaves: str
+    run: Callable[[fx.GraphModule, Any], int]
+    tolerance: float | None = 0.0
+
+
 @dataclass(frozen=True)
 class Settings:
-    check: str = "structure"; dump: str = ""; log: str = ""
+    """The three environment variables, validated."""
+
+    check: str = "structure"
+    dump: str = ""
+    log: str = ""
+
     @staticmethod
-    def from_env(): return Settings(os.environ.get("QPASS_CHECK","structure"), os.environ.get("QPASS_DUMP",""))
-@dataclass
-class Step: name: str; level: str; text: str; edits: int; seconds: float
+    def from_env() -> Settings:
+        """Reads QPASS_CHECK, QPASS_DUMP and QPASS_LOG."""
+        values = {}
+        for name, choices in CHOICES:
+            value = os.environ.get(name, choices[0])
+            if value not in choices:
+                raise QpassError(f"{name}={value!r} is not one of {', '.join(filter(None, choices))}.{nearest(value, choices)}")
+            values[name] = value
+        return Settings(values["QPASS_CHECK"], os.environ.get("QPASS_DUMP", ""), values["QPASS_LOG"])
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a pass left."""
+
+    name: str
+    level: str
+    text: str
+    edits: int
+    seconds: float
+
+
 @dataclass
 class Context:
-    graph_name: str; settings: Settings; plan: Any = None; backend: Any = None; names: Any = None
-    steps: list = field(default_factory=list); log: RuleLog = field(default_factory=RuleLog); kept: list = field(default_factory=list)
-def run_pipeline(gm, passes, context, inputs=None):
-    for p in passes:
-        t = time.time()
-        before = gm(*inputs) if context.settings.check == "numeric" and inputs else None
-        e = p.run(gm, context); gm.graph.lint(); gm.recompile()
-        if before is not None:
-            after = gm(*inputs)
-            for a, b in zip(before, after):
-                if isinstance(a, torch.Tensor): print(p.name, e, (a-b).abs().max().item(), a.abs().max().item())
-        context.steps.append(Step(p.name, p.leaves, text(gm), e, time.time() - t))
+    """What passes may read beside the graph, and what is written down of them."""
+
+    graph_name: str = "graph"
+    settings: Settings = field(default_factory=Settings)
+    plan: Any = None
+    backend: Any = None
+    names: Any = None
+    steps: list[Step] = field(default_factory=list)
+    log: RuleLog = field(default_factory=RuleLog)
+    kept: list[tuple[str, str]] = field(default_factory=list)
+
+
+def run_pipeline(
+    gm: fx.GraphModule, passes: Sequence[Pass], context: Context, inputs: Sequence[Any] | None = None
+) -> fx.GraphModule:
+    """The graph after every pass. inputs: real values of its placeholders, for QPASS_CHECK=numeric."""
+    level = LEVELS[0]
+    _record(gm, context, "capture", level, 0, 0.0)
+    numeric = context.settings.check == "numeric" and inputs is not None
+    expected = _results(gm, inputs) if numeric else None
+    for each in passes:
+        if each.needs != level:
+            raise QpassError(f"pass {each.name} needs a graph at level {each.needs}, not {level}; see passes.ORDER.")
+        start = time.perf_counter()
+        try:
+            edits = each.run(gm, context)
+            gm.recompile()
+            if context.settings.check != "off":
+                verify(gm, each.leaves)
+        except Exception as error:
+            error.add_note(f"qpass: in pass {each.name} of {context.graph_name}; last rules: {context.log.hits[-3:]}")
+            raise
+        level = each.leaves
+        _record(gm, context, each.name, level, edits, time.perf_counter() - start)
+        if numeric:
+            found = _results(gm, inputs)
+            _compare(each, expected, found)
+            expected = found
+    if context.settings.log == "rules":
+        print("\n".join(f"{context.graph_name}: {line}" for line in context.log.lines()), file=sys.stderr)
     return gm
+
+
+def _record(gm: fx.GraphModule, context: Context, name: str, level: str, edits: int, seconds: float) -> None:
+    step = Step(name, level, text(gm), edits, seconds)
+    if context.settings.dump:
+        folder = Path(context.settings.dump) / context.graph_name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{len(context.steps):02d}_{name}.txt").write_text(step.text + "\n")
+    context.steps.append(step)
+
+
+def _results(gm: fx.GraphModule, inputs: Sequence[Any]) -> list[Tensor]:
+    copies = [v.detach().clone() if isinstance(v, Tensor) else v for v in inputs]
+    with torch.no_grad():
+        out = gm(*copies)
+    return [v for v in (out if isinstance(out, tuple | list) else (out,)) if isinstance(v, Tensor)]
+
+
+def _compare(each: Pass, expected: list[Tensor], found: list[Tensor]) -> None:
+    if each.tolerance is None:
+        return
+    for i, (before, after) in enumerate(zip(expected, found, strict=True)):
+        if torch.equal(before, after) or before.numel() == 0:
+            continue
+        error = (before.double() - after.double()).norm() / before.double().norm().clamp(min=1e-30)
+        if not float(error) <= each.tolerance:
+            raise QpassError(
+                f"pass {each.name} moved output {i} by {float(error):.2e} (relative RMS); it may move it by "
+                f"{each.tolerance:.0e}. Set QPASS_DUMP to see the graphs."
+            )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -32,13 +33,18 @@ class SiteInfo:
     from_epilogue: bool = False
 
 
+INPUT_FIELDS = ("input_type", "input_scale", "input_zero", "input_shift", "input_extra", "bias")
+
+
 @dataclass(frozen=True)
 class Decision:
     """What happens at one site.
 
     shape: (N, K) of the weight, held as [K, N] where transposed. rows: input rows in the example batch, so rows * N * K is its multiply-adds.
     group: name of the first site that reads the same input; sites of a group share one quantize.
-    lo, hi: the input's range in calibration. input_scale, input_zero: of a static input. in_mul: [K], see packing.
+    lo, hi: the input's range in calibration. input_scale, input_zero: of a static input. input_shift:
+    [K], subtracted from the input before its factor (packed.in_mul). input_extra: [K], copies of its channels (see
+    solvers/split). bias: [N], added to the module's own where the input is quantized.
     """
 
     site: str
@@ -55,6 +61,9 @@ class Decision:
     hi: float | None = None
     input_scale: Tensor | None = None
     input_zero: Tensor | None = None
+    input_shift: Tensor | None = None
+    input_extra: Tensor | None = None
+    bias: Tensor | None = None
     packed: Packed | None = None
     note: str = ""
 
@@ -71,7 +80,7 @@ class Decision:
     def as_float(self, why: str) -> Decision:
         """The same site left in float, with the reason."""
         return dataclasses.replace(
-            self, weight_type=None, input_type=None, input_scale=None, input_zero=None, packed=None, why=why
+            self, weight_type=None, packed=None, why=why, **dict.fromkeys(INPUT_FIELDS)
         )
 
 
@@ -125,6 +134,19 @@ class Plan:
         total = sum(d.macs for d in self)
         macs = sum(d.macs for d in self.quantized)
         return sum(weights.values()) / max(self.parameters, 1), macs / max(total, 1)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the plan: safetensors with JSON in the header."""
+        from qpass.storage import save_plan
+
+        save_plan(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """Reads a plan that `save` wrote."""
+        from qpass.storage import load_plan
+
+        return load_plan(path)
 
     def summary(self) -> str:
         """One line of coverage, then each reason to stay float with the sites it holds for."""

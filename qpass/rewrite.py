@@ -1,103 +1,229 @@
+"""Rewrite rules: a pattern, a check and a replacement, three plain functions over operators.
+
+    @rule
+    def linear_relu(x, w, b):                         what to find; every parameter binds a node or a literal
+        return aten.relu.default(aten.linear.default(x, w, b))
+
+    @linear_relu.check                                None for yes, a sentence for no (optional)
+    def _(w, **_): ...
+
+    @linear_relu.to                                   what to put in its place
+    def _(x, w, b): ...
+
+Pattern and replacement also run eagerly on tensors, which is how a rule is tested. A rule that does not match says why
+in a sentence; the best of these (the one that got furthest) is kept for each place.
+"""
+
 from __future__ import annotations
+
 import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
 import torch
 from torch import fx
+
 from qpass.arity import full_arity
+from qpass.graphs import set_value
+
 aten = torch.ops.aten
 COMMUTATIVE = (aten.add.Tensor, aten.mul.Tensor)
+KEPT = ("nn_module_stack", "site", "decision")
+
 
 @dataclass
 class Match:
-    rule: object; root: fx.Node; nodes: list; bound: dict
+    """One place a pattern fits: the root, the nodes it covers, and what its parameters stand for."""
 
-class Fail(Exception): pass
+    root: fx.Node
+    nodes: list[fx.Node]
+    bound: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Why a rule does not apply at a node; depth is how many nodes of the pattern fitted before."""
+
+    rule: str
+    at: str
+    why: str
+    depth: int
+
 
 @dataclass
 class RuleLog:
-    hits: list = field(default_factory=list)
-    misses: dict = field(default_factory=dict)
-    def lines(self): return [f"{r}: {n}" for r, n in self.hits] + [f"{k[0]} at {k[1]}: {w}" for k, (w, d) in self.misses.items()]
+    """What the rules did to a graph: hits, and the best near-miss of each rule at each root."""
+
+    hits: list[tuple[str, str]] = field(default_factory=list)
+    misses: dict[tuple[str, str], Miss] = field(default_factory=dict)
+
+    def miss(self, miss: Miss) -> None:
+        """Keeps a miss where it got further than the one known."""
+        known = self.misses.get((miss.rule, miss.at))
+        if known is None or miss.depth > known.depth:
+            self.misses[(miss.rule, miss.at)] = miss
+
+    def lines(self) -> list[str]:
+        """Hits, then near-misses (those that fitted more than their root), as text."""
+        hits = [f"hit   {rule} at {node}" for rule, node in self.hits]
+        return hits + [f"miss  {m.rule} at {m.at}: {m.why}" for m in self.misses.values() if m.depth]
+
 
 class Rule:
-    def __init__(self, pattern):
-        self.pattern = pattern; self.name = pattern.__name__; self.doc = pattern.__doc__
-        self.params = list(inspect.signature(pattern).parameters)
-        self._check = None; self.replacement = None; self._graph = None
-    def to(self, f): self.replacement = f; return self
-    def check(self, f): self._check = f; return self
-    @property
-    def graph(self):
-        if self._graph is None:
-            g = fx.Graph(); tr = fx.proxy.GraphAppendingTracer(g); proxies = {p: fx.Proxy(g.placeholder(p), tr) for p in self.params}
-            out = self.pattern(**proxies); g.output(out.node)
-            for n in g.nodes:
-                if n.op == "call_function": n.args, n.kwargs = full_arity(n.target, n.args, n.kwargs)
-            self._graph = g
-        return self._graph
-    @property
-    def root(self): return next(n for n in self.graph.nodes if n.op == "output").args[0]
-def rule(f): return Rule(f)
+    """A rule made by `rule`; see the module docstring."""
 
-def _m(p, v, b, nodes, root):
-    if isinstance(p, fx.Node):
-        if p.op == "placeholder":
-            if p.name in b: return None if b[p.name] is v or (not isinstance(v, fx.Node) and b[p.name] == v) else f"{p.name} differs"
-            b[p.name] = v; return None
-        if not isinstance(v, fx.Node) or v.op != "call_function" or v.target is not p.target: return f"expected {p.target}, found {v}"
-        if not root and len(v.users) != 1: return f"{v.name} has {len(v.users)} users, a fused value must have one"
-        orders = [v.args]
-        if v.target in COMMUTATIVE: orders.append((v.args[1], v.args[0], *v.args[2:]))
-        for o in orders:
-            b2, n2 = dict(b), list(nodes)
-            why = _m(tuple(p.args), tuple(o), b2, n2, False) or _m(dict(p.kwargs), dict(v.kwargs), b2, n2, False)
-            if why is None:
-                b.clear(); b.update(b2); nodes[:] = [*n2, v]; return None
-        return why
-    if isinstance(p, (tuple, list)):
-        if not isinstance(v, (tuple, list)) or len(p) != len(v): return "arity"
-        for x, y in zip(p, v):
-            if (w := _m(x, y, b, nodes, False)): return w
-        return None
-    if isinstance(p, dict):
-        if p.keys() != v.keys(): return "kwargs"
-        for k in p:
-            if (w := _m(p[k], v[k], b, nodes, False)): return w
-        return None
-    return None if type(p) is type(v) and p == v else f"expected {p!r}, found {v!r}"
+    def __init__(self, pattern: Callable[..., Any], name: str = "") -> None:
+        self.name = name or pattern.__name__
+        self.pattern = pattern
+        self.replacement: Callable[..., Any] | None = None
+        self.condition: Callable[..., str | None] | None = None
+        self.__doc__ = pattern.__doc__
 
-def apply(gm, rules, log=None):
-    log = log or RuleLog(); edits = 0
-    from qpass.graphs import set_value
+    def to(self, replacement: Callable[..., Any]) -> Rule:
+        """Sets the replacement."""
+        self.replacement = replacement
+        return self
+
+    def check(self, condition: Callable[..., str | None]) -> Rule:
+        """Sets the check."""
+        self.condition = condition
+        return self
+
+    @cached_property
+    def root(self) -> fx.Node:
+        """The last node of the pattern, traced and canonical."""
+        graph = fx.Graph()
+        tracer = fx.proxy.GraphAppendingTracer(graph)
+        names = list(inspect.signature(self.pattern).parameters)
+        result = self.pattern(*(fx.Proxy(graph.placeholder(name), tracer) for name in names))
+        for node in graph.nodes:
+            if node.op == "call_function":
+                node.args, node.kwargs = full_arity(node.target, node.args, node.kwargs)
+        return result.node
+
+    def refuse(self, match: Match) -> str | None:
+        """The check's answer for a match; it gets `match` and the bound values it names."""
+        if self.condition is None:
+            return None
+        wanted = inspect.signature(self.condition).parameters
+        everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in wanted.values())
+        values = {"match": match, **match.bound}
+        return self.condition(**{k: v for k, v in values.items() if everything or k in wanted})
+
+
+def rule(pattern: Callable[..., Any]) -> Rule:
+    """Makes a rule of a pattern function."""
+    return Rule(pattern)
+
+
+def find(rule: Rule, root: fx.Node) -> Match | Miss:
+    """The match of a rule at a node, or why there is none."""
+    nodes: list[fx.Node] = []
+    bound: dict[str, Any] = {}
+    why = _fit(rule.root, root, bound, nodes, True)
+    if why:
+        return Miss(rule.name, root.name, why, len(nodes))
+    match = Match(root, nodes, bound)
+    refused = rule.refuse(match)
+    return Miss(rule.name, root.name, refused, len(nodes)) if refused else match
+
+
+def _fit(pattern: Any, value: Any, bound: dict[str, Any], nodes: list[fx.Node], root: bool = False) -> str | None:
+    """None where value fits the pattern, with its variables bound; else why not."""
+    if isinstance(pattern, fx.Node):
+        if pattern.op == "placeholder":
+            return _bind(pattern.name, value, bound)
+        return _fit_call(pattern, value, bound, nodes, root)
+    if isinstance(pattern, tuple | list):
+        if not isinstance(value, tuple | list) or len(pattern) != len(value):
+            return f"expected {len(pattern)} values, found {value}"
+        return _first(_fit(p, v, bound, nodes) for p, v in zip(pattern, value, strict=True))
+    same = type(pattern) is type(value) and pattern == value
+    return None if same else f"expected {pattern!r}, found {value!r}"
+
+
+def _first(reasons) -> str | None:
+    return next((why for why in reasons if why), None)
+
+
+def _bind(name: str, value: Any, bound: dict[str, Any]) -> str | None:
+    if name not in bound:
+        bound[name] = value
+        return None
+    known = bound[name]
+    same = known is value or (not isinstance(value, fx.Node) and type(known) is type(value) and known == value)
+    return None if same else f"{name} stands for {known} and for {value}"
+
+
+def _fit_call(pattern: fx.Node, value: Any, bound: dict[str, Any], nodes: list[fx.Node], root: bool) -> str | None:
+    if not isinstance(value, fx.Node) or value.target is not pattern.target:
+        return f"expected {pattern.target}, found {getattr(value, 'target', value)}"
+    if not root and len(value.users) != 1:
+        return f"{value.name} has {len(value.users)} users, a fused value must have one"
+    nodes.append(value)
+    orders = [value.args]
+    if value.target in COMMUTATIVE:
+        orders.append((value.args[1], value.args[0], *value.args[2:]))
+    why = None
+    for args in orders:
+        trial, covered = dict(bound), list(nodes)
+        why = _fit(pattern.args, args, trial, covered) or _fit(
+            tuple(pattern.kwargs.items()), tuple(value.kwargs.items()), trial, covered
+        )
+        if why is None:
+            bound.update(trial)
+            nodes[:] = covered
+            return None
+    return why
+
+
+def apply(gm: fx.GraphModule, rules: Sequence[Rule], log: RuleLog | None = None) -> int:
+    """One sweep from outputs to inputs, rules in order (the bigger first); returns the number of rewrites."""
+    log = log if log is not None else RuleLog()
+    by_root: dict[Any, list[Rule]] = {}
+    for each in rules:
+        by_root.setdefault(each.root.target, []).append(each)
+    edits = 0
     for node in reversed(list(gm.graph.nodes)):
-        if node.op != "call_function" or node._erased: continue
-        for r in rules:
-            if r.root.target is not node.target: continue
-            b, nodes = {}, []
-            why = _m(r.root, node, b, nodes, True)
-            m = Match(r, node, nodes, b)
-            if why is None and r._check:
-                ps = inspect.signature(r._check).parameters
-                kw = dict(b); 
-                if "match" in ps: kw["match"] = m
-                if not any(p.kind == p.VAR_KEYWORD for p in ps.values()): kw = {k: v for k, v in kw.items() if k in ps}
-                why = r._check(**kw)
-            if why: log.misses[(r.name, node.name)] = (why, 0); continue
-            before = set(gm.graph.nodes)
-            with gm.graph.inserting_before(node):
-                tr = fx.proxy.GraphAppendingTracer(gm.graph)
-                out = r.replacement(**{k: fx.Proxy(v, tr) if isinstance(v, fx.Node) else v for k, v in b.items()}).node
-            for n in gm.graph.nodes:
-                if n not in before:
-                    n.args, n.kwargs = full_arity(n.target, n.args, n.kwargs)
-                    n.meta = {k: node.meta[k] for k in ("nn_module_stack", "site", "decision") if k in node.meta}
-                    for x in nodes:
-                        if "site" in x.meta: n.meta.setdefault("site", x.meta["site"])
-                    n.meta["rule"] = r.name
-                    if n is out: n.meta["val"] = node.meta["val"]
-                    else: set_value(gm, n)
-            node.replace_all_uses_with(out)
-            for x in [node, *reversed(nodes)]:
-                if not x._erased and not x.users: gm.graph.erase_node(x)
-            edits += 1; log.hits.append((r.name, out.name)); break
+        if node.op != "call_function" or node._erased:
+            continue
+        for each in by_root.get(node.target, ()):
+            found = find(each, node)
+            if isinstance(found, Miss):
+                log.miss(found)
+                continue
+            log.hits.append((each.name, node.name))
+            _replace(gm, each, found)
+            edits += 1
+            break
     return edits
+
+
+def _replace(gm: fx.GraphModule, rule: Rule, match: Match) -> None:
+    tracer = fx.proxy.GraphAppendingTracer(gm.graph)
+    before = match.root.prev
+    wrapped = {k: fx.Proxy(v, tracer) if isinstance(v, fx.Node) else v for k, v in match.bound.items()}
+    with gm.graph.inserting_before(match.root):
+        result = rule.replacement(**wrapped).node
+    node = before.next
+    while node is not match.root:
+        _annotate(gm, node, rule, match, result)
+        node = node.next
+    match.root.replace_all_uses_with(result)
+    for dead in match.nodes:
+        if not dead.users:
+            gm.graph.erase_node(dead)
+
+
+def _annotate(gm: fx.GraphModule, node: fx.Node, rule: Rule, match: Match, result: fx.Node) -> None:
+    """A new node is canonical, has a value, and carries where it comes from and which rule made it."""
+    node.args, node.kwargs = full_arity(node.target, node.args, node.kwargs)
+    for source in reversed(match.nodes):
+        node.meta.update({key: source.meta[key] for key in KEPT if key in source.meta})
+    node.meta |= {"rule": rule.name, "from": tuple(n.name for n in match.nodes)}
+    if node is result:
+        node.meta["val"] = match.root.meta["val"]
+    else:
+        set_value(gm, node)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from qpass.backends import Backend
@@ -42,7 +43,7 @@ class Record:
     misses: list[str] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(repr=False)
 class Runtime:
     """Compiles the graphs of one model by its plan; a torch.compile backend."""
 
@@ -69,7 +70,7 @@ class Runtime:
             backend=self.backend,
             names=self.names,
         )
-        real = list(inputs) if all_real(inputs) else None
+        real = [_hint(value) for value in inputs] if all_real(inputs) else None
         graph = run_pipeline(graph, ORDER, context, real)
         sites = [n.meta["site"] for n in graph.graph.nodes if "site" in n.meta]
         placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
@@ -85,6 +86,11 @@ def all_real(inputs: Sequence[Any]) -> bool:
     from torch._subclasses import FakeTensor
 
     return not any(isinstance(value, FakeTensor) for value in inputs)
+
+
+def _hint(value: Any) -> Any:
+    """The size a symbolic size has in the example."""
+    return value.node.hint if isinstance(value, torch.SymInt) else value
 
 
 def watched(function: Callable[..., Any], gm: fx.GraphModule, inputs: Sequence[Any], frozen: tuple[int, ...]):

@@ -53,8 +53,8 @@ class Scheme:
     activation: QType | None
     dynamic: bool = False
     range_method: str = "minmax"
-    smooth: float | Literal["auto"] | None = None
-    solver: str = "rtn"
+    smooth: float | Literal["auto"] | None = "auto"
+    solver: str = "gptq"
 
     @staticmethod
     def parse(text: str | Scheme) -> Scheme:
@@ -74,7 +74,7 @@ class Scheme:
     def __str__(self) -> str:
         """The text that parses back to this scheme: its name, then the options that are not the default."""
         options = (("range", self.range_method), ("smooth", self.smooth), ("solver", self.solver))
-        defaults = ("minmax", None, "rtn")
+        defaults = ("minmax", "auto", "gptq")
         given = (
             f"{key}={value}"
             for (key, value), default in zip(options, defaults, strict=True)

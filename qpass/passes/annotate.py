@@ -105,7 +105,7 @@ def name_sites(gm: fx.GraphModule, names: SiteNames) -> dict[str, fx.Node]:
     return found
 
 
-EPILOGUES = (aten.relu.default, aten.gelu.default, aten.silu.default)
+EPILOGUES = (aten.relu.default, aten.gelu.default)
 
 
 def describe_sites(gm: fx.GraphModule, names: SiteNames) -> tuple[dict[str, fx.Node], list[SiteInfo]]:
@@ -120,7 +120,7 @@ def _describe(name: str, node: fx.Node) -> SiteInfo:
         return SiteInfo(name, operation, None)
     source = weight_source(node.args[1])
     x = node.args[0]
-    epilogue = x.target in EPILOGUES and x.args[0].target is aten.linear.default
+    epilogue = x.target in EPILOGUES and x.args[0].target is aten.linear.default and len(x.users) == 1
     if source is None:
         return SiteInfo(name, operation, None, from_epilogue=epilogue)
     return SiteInfo(name, operation, source.fqn, source.transposed, epilogue)

@@ -116,7 +116,27 @@ def _(x, xs, xz, xt, w, ws, wt, b, other, act, dtype, to, blocking, copy, memory
     return _product(x, xs, xz, xt, w, ws, wt, b, other, act, to)
 
 
-LINEAR = (integer_linear, weight_only_linear)
+@rule
+def packed_lookup(w, ws, wt, wd, i, padding, scaled, sparse):
+    """embedding(dequantize(w), i)  ->  embedding(w, i) * embedding(scale, i): only the rows that are read
+
+    1. one scale per row: the rows of a packed lookup that is tied to a linear."""
+    table = Q.dequantize.default(w, ws, None, wt, wd)
+    return aten.embedding.default(table, i, padding, scaled, sparse)
+
+
+@packed_lookup.check
+def _(wt, **_):
+    return None if wt.endswith("/c0") else f"a table of {wt} has no scale per row"
+
+
+@packed_lookup.to
+def _(w, ws, wt, wd, i, padding, scaled, sparse):
+    rows = aten.to.dtype(aten.embedding.default(w, i), wd)
+    return aten.mul.Tensor(rows, aten.to.dtype(aten.embedding.default(aten.unsqueeze.default(ws, 1), i), wd))
+
+
+LINEAR = (integer_linear, weight_only_linear, packed_lookup)
 EPILOGUE = (
     requantize,
     cast,

@@ -14,8 +14,9 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from qpass.graphs import add_call, add_constant
+from qpass.graphs import add_call, add_constant, constant
 from qpass.passes.annotate import weight_source
+from qpass.passes.split_channels import split_channels
 from qpass.plan import Decision
 
 aten = torch.ops.aten
@@ -33,6 +34,9 @@ def insert_qdq(gm: fx.GraphModule, context) -> int:
             continue
         _pack(gm, node, decision)
         if decision.input_type is not None:
+            _correct_bias(gm, node, decision)
+            if decision.input_extra is not None:
+                split_channels(gm, node, decision)
             _quantize_input(gm, node, decision, quantized)
         edits += 1
     if context.plan.attention is not None:
@@ -78,18 +82,37 @@ def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision) -> None:
         node.update_arg(0, add_call(gm, aten.mul.Tensor, (x, factor), node))
 
 
+def _correct_bias(gm: fx.GraphModule, node: fx.Node, decision: Decision) -> None:
+    """b  ->  b + what the plan adds to it, so that the mean of every output stays where it was."""
+    if decision.bias is None:
+        return
+    own = constant(node.args[2])
+    bias = decision.bias if own is None else decision.bias + own.detach().float()
+    node.update_arg(2, add_constant(gm, f"{decision.site}_bias", bias.to(node.meta["val"].dtype), node))
+
+
+def _shifted(gm: fx.GraphModule, x: fx.Node, decision: Decision, before: fx.Node) -> fx.Node:
+    """x * v  ->  (x - c) * v, as x * v - c * v."""
+    if decision.input_shift is None:
+        return x
+    offset = decision.input_shift * decision.packed.in_mul
+    held = add_constant(gm, f"{decision.site}_shift", offset.to(x.meta["val"].dtype), before)
+    return add_call(gm, aten.sub.Tensor, (x, held), before)
+
+
 def _quantize_input(gm: fx.GraphModule, node: fx.Node, decision: Decision, quantized: dict) -> None:
     x, qtype = node.args[0], str(decision.input_type)
     static = decision.input_scale is not None
     known = (float(decision.input_scale), int(decision.input_zero)) if static else ()
     key = (x, qtype, known)
     if key not in quantized:
+        shifted = _shifted(gm, x, decision, node)
         if static:
             scale = add_constant(gm, f"{decision.site}_input_scale", decision.input_scale, node)
             zero = add_constant(gm, f"{decision.site}_input_zero", decision.input_zero, node)
         else:
-            scale, zero = _choose(gm, x, qtype, node)
-        quantized[key] = (add_call(gm, qpass.quantize.default, (x, scale, zero, qtype), node), scale, zero)
+            scale, zero = _choose(gm, shifted, qtype, node)
+        quantized[key] = (add_call(gm, qpass.quantize.default, (shifted, scale, zero, qtype), node), scale, zero)
     q, scale, zero = quantized[key]
     dtype = x.meta["val"].dtype
     node.update_arg(0, add_call(gm, qpass.dequantize.default, (q, scale, zero, qtype, dtype), node))

@@ -1,13 +1,9 @@
-"""Which per-channel factor to move from an input to the weights that read it (SmoothQuant, 2211.10438, eq. 4).
+"""Shift and factor per input channel, moved from an input to the weights that read it.
 
-    x'_j = x_j * v_j      W'_nj = W_nj / v_j      v_j = max_n|W_nj|^(1-a) / max|x_j|^a
+    x'_j = (x_j - c_j) * v_j      W'_nj = W_nj / v_j      b' = b + W c      v_j = max_n|W_nj|^(1-a) / max|x_j - c_j|^a
 
-`a` is not a constant of the method but is chosen per group as the one with the least expected squared output error,
-rounding errors taken as uniform and independent (a = 0.5 is the paper's default):
-
-    E = sum_j s^2/12 * |W_:j|^2 / v_j^2   +   sum_nj t_n^2/12 * E[x_j^2] * v_j^2
-
-with s the step of the input and t_n the step of weight row n, both after scaling.
+SmoothQuant (2211.10438, eq. 4) with a shift (as in Outlier Suppression+, 2304.09145). `a` is not a constant of the
+method: it is chosen per group as the one whose output error, measured on sampled rows with both roundings, is least.
 """
 
 from __future__ import annotations
@@ -15,40 +11,65 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STRENGTHS = tuple(i / 20 for i in range(21))
-SMALLEST = 1e-5
+from qpass import affine
+from qpass.observations import Observed
+from qpass.qtype import QParams, QType
+from qpass.schemes import Scheme
+
+STATIC_STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+DYNAMIC_STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+SMALLEST = 1e-5  # of the largest channel: what a dead channel is taken for
 
 
-def factor(lo: Tensor, hi: Tensor, weight: Tensor, strength: float) -> Tensor:
-    """v [K] for an input of per-channel limits lo, hi [K] and the weights [N, K] that read it; its mean log is 0."""
-    reach = torch.maximum(-lo, hi).clamp(min=0.0).double()
-    reach = reach.clamp(min=max(float(reach.max()) * SMALLEST, torch.finfo(torch.float32).tiny))
-    rows = weight.abs().amax(0).double()
-    rows = rows.clamp(min=max(float(rows.max()) * SMALLEST, torch.finfo(torch.float32).tiny))
-    log = (1 - strength) * rows.log() - strength * reach.log()
+def shift(observed: Observed, dynamic: bool) -> Tensor:
+    """c [K]: the middle of each channel where scales are static, its mean where a row gets its own."""
+    channels = observed.range.channels
+    return observed.mean.float() if dynamic else ((channels.lo.double() + channels.hi.double()) / 2).float()
+
+
+def factor(reach: Tensor, weight: Tensor, strength: float) -> Tensor:
+    """v [K] for channels that reach `reach` [K] and the weights [N, K] that read them; its mean log is 0."""
+    sizes = []
+    for size in (reach.double(), weight.abs().amax(0).double()):
+        sizes.append(size.clamp(min=max(float(size.max()) * SMALLEST, torch.finfo(torch.float32).tiny)).log())
+    log = (1 - strength) * sizes[1] - strength * sizes[0]
     return (log - log.mean()).exp().float()
 
 
-def expected_error(step: float | Tensor, weight_step: Tensor, second: Tensor, weight: Tensor, v: Tensor) -> float:
-    """E of the module docstring. step: s, a number or one per channel [K]; weight_step: t [N]; second: E[x_j^2] [K]."""
-    v = v.double()
-    inputs = (torch.as_tensor(step).double() ** 2 / 12 * weight.double().square().sum(0) / v.square()).sum()
-    weights = (weight_step.double().square().sum() / 12) * (second.double() * v.square()).sum()
-    return float(inputs + weights)
+def choose_factor(observed: Observed, weight: Tensor, scheme: Scheme, c: Tensor) -> Tensor:
+    """The factor with the least output error on the sampled rows; `smooth=0.5` in a scheme fixes the strength."""
+    channels = observed.range.channels
+    reach = torch.maximum(channels.hi - c, c - channels.lo)
+    if isinstance(scheme.smooth, float):
+        return factor(reach, weight, scheme.smooth)
+    strengths = DYNAMIC_STRENGTHS if scheme.dynamic else STATIC_STRENGTHS
+    candidates = [factor(reach, weight, strength) for strength in strengths]
+    rows = observed.sample
+    target = rows @ weight.t()
+
+    def error(v: Tensor) -> float:
+        wanted = ((rows - c) * v, weight / v)
+        x = fake_input(wanted[0], scheme, static_limits(observed, c, v))
+        y = x @ affine.fake_quantize(wanted[1], row_steps(wanted[1], scheme.weight)).t()
+        return float((y - target).var(0).sum())
+
+    return min(candidates, key=error)
 
 
-def choose_factor(lo: Tensor, hi: Tensor, second: Tensor, weight: Tensor, levels: int, weight_levels: int) -> Tensor:
-    """The factor of least expected error over STRENGTHS, or all ones where no factor is better."""
-    best, best_error = torch.ones_like(lo), _error(lo, hi, second, weight, torch.ones_like(lo), levels, weight_levels)
-    for strength in STRENGTHS:
-        v = factor(lo, hi, weight, strength)
-        error = _error(lo, hi, second, weight, v, levels, weight_levels)
-        if error < best_error:
-            best, best_error = v, error
-    return best
+def static_limits(observed: Observed, c: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest (x - c) * v seen."""
+    channels = observed.range.channels
+    return ((channels.lo - c) * v).min(), ((channels.hi - c) * v).max()
 
 
-def _error(lo, hi, second, weight, v, levels: int, weight_levels: int) -> float:
-    step = ((hi * v).max().clamp(min=0) - (lo * v).min().clamp(max=0)) / (levels - 1)
-    weight_step = 2 * (weight / v).abs().amax(1) / (weight_levels - 1)
-    return expected_error(step, weight_step, second, weight, v)
+def fake_input(x: Tensor, scheme: Scheme, limits: tuple[Tensor, Tensor]) -> Tensor:
+    """x as the scheme's input type holds it: scales from its own rows, or from the limits."""
+    if scheme.dynamic:
+        scale, zero = affine.choose_dynamic(x, scheme.activation)
+        return affine.fake_quantize(x, QParams(scale, zero, scheme.activation))
+    return affine.fake_quantize(x, affine.choose_qparams(*limits, scheme.activation))
+
+
+def row_steps(weight: Tensor, qtype: QType) -> QParams:
+    """Scales of a weight from its largest values."""
+    return affine.choose_qparams(*affine.limits(weight, qtype), qtype)

@@ -1,0 +1,71 @@
+"""The torch.compile spelling: `model.compile(backend="qpass", options={"scheme": "w8a8-dynamic"})`.
+
+There is no copy of the model to pack here, so the float weights stay in it; the integers are constants of each graph.
+Schemes whose inputs need calibration take a plan: `options={"plan": qpass.analyze(...)}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qpass.backends import backend_named
+from qpass.capture import retrace
+from qpass.canonical import canonicalize
+from qpass.checks import check_calibration
+from qpass.decide import decide_graph
+from qpass.errors import QpassError, nearest
+from qpass.passes.annotate import describe_sites
+from qpass.plan import Plan
+from qpass.runtime import Runtime
+from qpass.schemes import Recipe, Scheme
+from qpass.sites import SiteNames
+
+OPTIONS = ("scheme", "recipe", "plan", "backend")
+
+
+def qpass_backend(
+    gm: fx.GraphModule, inputs: Sequence[Any], options: Mapping[str, Any] | None = None, **_: Any
+) -> Callable[..., Any]:
+    """A torch.compile backend: quantizes the graph it is given and runs it."""
+    given = dict(options or {})
+    for key in given:
+        if key not in OPTIONS:
+            raise QpassError(f"option {key!r} of backend 'qpass' is not one of {', '.join(OPTIONS)}.{nearest(key, OPTIONS)}")
+    device = next((v.device for v in inputs if isinstance(v, Tensor)), torch.device("cpu"))
+    names = {id(v): _path(n) for n, v in zip(_placeholders(gm), inputs, strict=True) if _is_weight(n, v)}
+    plan = given.get("plan") or _plan(gm, inputs, names, given)
+    runtime = Runtime(plan, backend_named(given.get("backend", "auto"), device), tensors=names)
+    return runtime(gm, inputs)
+
+
+def _placeholders(gm: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in gm.graph.nodes if node.op == "placeholder"]
+
+
+def _is_weight(node: fx.Node, value: Any) -> bool:
+    return isinstance(value, torch.nn.Parameter) or (isinstance(value, Tensor) and "_buffers_" in str(node.target))
+
+
+def _path(node: fx.Node) -> str:
+    """Path of a parameter from the name the front end gave it."""
+    source = node.meta.get("grapharg")
+    name = source.source.name if source is not None else str(node.target)
+    from qpass.sites import ITEM, ROOT
+
+    return ITEM.sub(lambda m: "." + (m.group(1) or m.group(2)), ROOT.sub("", name)).strip(".")
+
+
+def _plan(gm: fx.GraphModule, inputs: Sequence[Any], names: Mapping[int, str], given: Mapping[str, Any]) -> Plan:
+    scheme = Scheme.parse(given.get("scheme", "w8a8-dynamic"))
+    check_calibration([scheme], None)
+    graph = retrace(gm, inputs)
+    weights = {names[id(v)]: v for v in inputs if id(v) in names}
+    for node, value in zip(_placeholders(graph), inputs, strict=True):
+        if id(value) in names:
+            node.meta["fqn"], node.meta["value"] = names[id(value)], value
+    _, infos = describe_sites(canonicalize(graph), SiteNames())
+    return decide_graph(weights, {i.name: i for i in infos}, Recipe.parse(given.get("recipe"), scheme))

@@ -1,0 +1,49 @@
+"""quantize_dynamic: the call PyTorch is removing, kept for those who rely on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from qpass.api import compile
+from qpass.errors import QpassError
+
+SCHEMES = ((torch.qint8, "w8a8-dynamic"), (torch.float16, "w8a16"))
+
+
+def quantize_dynamic(
+    model: nn.Module,
+    qconfig_spec: Iterable[type[nn.Module] | str] | None = None,
+    dtype: torch.dtype = torch.qint8,
+    mapping: None = None,
+    inplace: bool = False,
+) -> nn.Module:
+    """Drop-in for torch.ao.quantization.quantize_dynamic: int8 weights, inputs quantized per row at run time.
+
+    qconfig_spec: module types or names to quantize, as there; None is every linear. torch.qint8 becomes
+    `w8a8-dynamic`. `mapping` is refused: there are no quantized module classes here.
+    """
+    if mapping is not None:
+        raise QpassError("mapping names classes to swap modules for; qpass keeps your modules, leave it out.")
+    scheme = dict(SCHEMES).get(dtype)
+    if scheme is None:
+        raise QpassError(f"dtype {dtype} is not one of torch.qint8 (per-row int8) and torch.float16 (weights alone).")
+    if model.training:
+        model.eval()  # as the call it replaces: it is used on freshly loaded models
+    return compile(model, scheme, recipe=_recipe(model, qconfig_spec, scheme), inplace=inplace)
+
+
+def _recipe(model: nn.Module, spec: Iterable[type[nn.Module] | str] | None, scheme: str) -> dict[str, str | None] | None:
+    if spec is None:
+        return None
+    wanted = tuple(spec)
+    types = tuple(w for w in wanted if isinstance(w, type))
+    names = {w for w in wanted if isinstance(w, str)}
+    chosen: dict[str, str | None] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            inside = any(path == name or path.startswith(f"{name}.") for name in names)
+            chosen[path] = scheme if inside or isinstance(module, types) else None
+    return {path: value for path, value in chosen.items() if value is None} or None

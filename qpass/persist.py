@@ -1,0 +1,69 @@
+"""Save a compiled model and load it into a fresh float model of the same architecture, equal to the last bit."""
+
+from __future__ import annotations
+
+import os
+
+from torch import Tensor, nn
+
+from qpass import checks
+from qpass.backends import backend_named
+from qpass.errors import QpassError
+from qpass.install import copy_for_packing, install, packed_weights
+from qpass.plan import Plan
+from qpass.runtime import attach, runtime_of
+from qpass.storage import plan_from_data, plan_to_data, read, write
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Writes a model that qpass has compiled: its plan with the integers, and every other parameter and buffer."""
+    runtime = runtime_of(model)
+    if runtime is None:
+        raise QpassError(f"this {type(model).__name__} was not compiled by qpass; compile it first.")
+    data, tensors = plan_to_data(runtime.plan)
+    rest = {f"state|{name}": t for name, t in _other_state(model).items()}
+    header = {"plan": data, "model": type(model).__name__, "backend": runtime.backend.name}
+    write(path, "model", header, tensors | rest)
+
+
+def load(path: str | os.PathLike[str], model: nn.Module, backend: str = "auto", inplace: bool = False) -> nn.Module:
+    """The saved model, made from a float model of the same architecture (its own weights do not matter)."""
+    checks.check_model(model)
+    header, tensors = read(path, "model")
+    plan = plan_from_data(header["plan"], {k: t for k, t in tensors.items() if not k.startswith("state|")})
+    state = {k.removeprefix("state|"): t for k, t in tensors.items() if k.startswith("state|")}
+    _check_fits(plan, state, model, header["model"])
+    chosen = backend_named(backend, checks.device_of(model))
+    target = model if inplace else copy_for_packing(model, plan.packed)
+    install(target, plan.packed)
+    own = dict(_other_state(target))
+    for name, value in state.items():
+        own[name].data.copy_(value)
+    attach(target, plan, chosen)
+    return target
+
+
+def _other_state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers that are not part of a packed weight."""
+    packed = tuple(_prefix(name) for name in packed_weights(model))
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: t for name, t in named if not name.startswith(packed)} if packed else dict(named)
+
+
+def _prefix(weight: str) -> str:
+    path, _, attribute = weight.rpartition(".")
+    return f"{path}.parametrizations.{attribute}.".lstrip(".")
+
+
+def _check_fits(plan: Plan, state: dict[str, Tensor], model: nn.Module, saved: str) -> None:
+    named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    wanted = {d.weight: d.packed.data.shape for d in plan.quantized if d.packed is not None}
+    wanted |= {name: t.shape for name, t in state.items()}
+    for name, shape in wanted.items():
+        if name not in named:
+            raise QpassError(f"the file holds a {saved} with {name!r}, which this {type(model).__name__} lacks.")
+        if named[name].shape != shape:
+            raise QpassError(
+                f"{name!r} is {tuple(shape)} in the file and {tuple(named[name].shape)} in this {type(model).__name__}; "
+                "build the model with the configuration it was saved with."
+            )

@@ -1,0 +1,141 @@
+"""Plans and compiled models on disk: one safetensors file, JSON in its header. Nothing is unpickled.
+
+A file holds tensors, and in its metadata `qpass`: the format's version, what it is, the plan as JSON, and a checksum of
+every tensor. A model's file also holds its other parameters and buffers, so that it loads into a fresh float model.
+Files are written beside their place and moved there, so a full disk or an interrupt leaves the old file as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qpass.errors import QpassError
+from qpass.packing import Packed
+from qpass.plan import Decision, Plan
+from qpass.qtype import QType
+from qpass.schemes import Scheme
+
+VERSION = 1
+PLAIN = ("site", "operation", "weight", "transposed", "rows", "why", "group", "lo", "hi", "note")
+TENSORS = ("input_scale", "input_zero", "input_shift", "input_extra", "bias")
+
+
+def digest(tensor: Tensor) -> str:
+    """A checksum of a tensor's bytes, dtype and shape."""
+    data = tensor.detach().cpu().contiguous()
+    raw = data.reshape(-1).view(torch.uint8).numpy().tobytes() if data.numel() else b""
+    head = f"{data.dtype}{tuple(data.shape)}".encode()
+    return hashlib.blake2b(head + raw, digest_size=16).hexdigest()
+
+
+def write(path: str | os.PathLike[str], kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Writes a file of a kind ("plan", "model"), whole or not at all."""
+    target = Path(path)
+    held = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    sums = {name: digest(t) for name, t in held.items()}
+    metadata = {"qpass": json.dumps({"version": VERSION, "kind": kind, "checksums": sums, **header})}
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
+    except OSError as error:
+        raise QpassError(f"cannot write {target}: {error.strerror}; choose another folder.") from error
+    os.close(handle)
+    try:
+        save_file(held, name, metadata=metadata)
+        os.replace(name, target)
+    except (OSError, SafetensorError) as error:
+        raise QpassError(f"cannot write {target}: {error}; free some space or choose another folder.") from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file of a kind; a damaged, foreign or newer file is refused with a sentence."""
+    target = Path(path)
+    if not target.is_file():
+        raise QpassError(f"there is no file {target}.")
+    try:
+        with safe_open(str(target), "pt") as file:
+            header = json.loads((file.metadata() or {}).get("qpass", "null"))
+            if header is None:
+                raise QpassError(f"{target} is a safetensors file, but not one that qpass wrote.")
+            _check_header(target, header, kind)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise QpassError(f"{target} cannot be read, it is truncated or damaged: {error}.") from error
+    sums = header["checksums"]
+    if sums.keys() != tensors.keys():
+        raise QpassError(f"{target} is damaged: its tensors are not those its header lists; save it again.")
+    for name, tensor in tensors.items():
+        if digest(tensor) != sums[name]:
+            raise QpassError(f"{target} is damaged: the checksum of {name!r} does not match; save it again.")
+    return header, tensors
+
+
+def _check_header(target: Path, header: dict[str, Any], kind: str) -> None:
+    if header.get("version", 0) > VERSION:
+        raise QpassError(
+            f"{target} has format version {header['version']}, this qpass reads up to {VERSION}; update qpass."
+        )
+    if header.get("kind") != kind:
+        raise QpassError(f"{target} holds a {header.get('kind')}, expected a {kind}.")
+
+
+def plan_to_data(plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A plan as JSON data and named tensors."""
+    decisions, tensors = [], {}
+    for d in plan:
+        entry = {key: getattr(d, key) for key in PLAIN} | {"shape": list(d.shape)}
+        entry |= {key: str(value) for key in ("weight_type", "input_type") if (value := getattr(d, key)) is not None}
+        decisions.append(entry)
+        packed = d.packed
+        found = {key: getattr(d, key) for key in TENSORS}
+        if packed is not None:
+            entry["packed_type"] = str(packed.type)
+            found |= {"data": packed.data, "scale": packed.scale, "in_mul": packed.in_mul}
+        tensors |= {f"{d.site}|{key}": t for key, t in found.items() if t is not None}
+    attention = None if plan.attention is None else str(plan.attention).removeprefix("torch.")
+    data = {"scheme": str(plan.scheme), "parameters": plan.parameters, "attention": attention, "notes": plan.notes}
+    return data | {"decisions": decisions}, tensors
+
+
+def plan_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Plan:
+    """The plan that plan_to_data wrote down."""
+    attention = getattr(torch, data["attention"]) if data["attention"] else None
+    plan = Plan(Scheme.parse(data["scheme"]), {}, data["parameters"], attention, list(data["notes"]))
+    for entry in data["decisions"]:
+        held = {key: tensors.get(f"{entry['site']}|{key}") for key in ("data", "scale", "in_mul", *TENSORS)}
+        packed = None
+        if "packed_type" in entry:
+            packed = Packed(held["data"], held["scale"], QType.parse(entry["packed_type"]), held["in_mul"])
+        plan.decisions[entry["site"]] = Decision(
+            **{key: entry[key] for key in PLAIN},
+            shape=tuple(entry["shape"]),
+            weight_type=QType.parse(entry["weight_type"]) if "weight_type" in entry else None,
+            input_type=QType.parse(entry["input_type"]) if "input_type" in entry else None,
+            **{key: held[key] for key in TENSORS},
+            packed=packed,
+        )
+    return plan
+
+
+def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
+    """Writes a plan."""
+    data, tensors = plan_to_data(plan)
+    write(path, "plan", {"plan": data}, tensors)
+
+
+def load_plan(path: str | os.PathLike[str]) -> Plan:
+    """Reads a plan."""
+    header, tensors = read(path, "plan")
+    return plan_from_data(header["plan"], tensors)
