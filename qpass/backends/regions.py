@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import operator
+import re
 from dataclasses import dataclass, field
 
 import networkx
@@ -70,6 +71,10 @@ VIEWS = (
     aten.flatten.using_ints,
     aten.t.default,
 )
+
+
+SYMBOL = re.compile(r"\b[su]\d+\b")
+SITES = re.compile(r"  [\w.+]*:[\w.:+]*|  <- \w+")  # which site a line comes from does not change the kernel
 
 
 @dataclass
@@ -235,7 +240,12 @@ def _sort(gm: fx.GraphModule, rank: dict[fx.Node, int]) -> None:
 
 
 def signature(part: fx.GraphModule) -> str:
-    """Equal for regions that one kernel can serve: same operations on inputs of the same types, sizes and strides."""
+    """Equal for regions that one kernel can serve: same operations on inputs of the same types, sizes and strides.
+
+    Symbols are named in order of appearance, so that another capture of the model finds the kernels of the first.
+    """
     inputs = [n.meta["val"] for n in part.graph.nodes if n.op == "placeholder"]
     kinds = [f"{v.dtype}{tuple(v.shape)}{v.stride()}" if isinstance(v, Tensor) else str(v) for v in inputs]
-    return "\n".join((text(part), *kinds))
+    names: dict[str, str] = {}
+    whole = "\n".join((*kinds, SITES.sub("", text(part))))
+    return SYMBOL.sub(lambda m: names.setdefault(m.group(), f"n{len(names)}"), whole)
