@@ -1,3 +1,30 @@
-"""qpass: a quantizing compiler for PyTorch."""
-from qpass import ops as _ops
+"""qpass: a quantizing compiler for PyTorch. One call takes a float model and gives back the same object, in integers.
+
+    q = qpass.compile(model, scheme="w8a8", example_inputs=batch, calibration=batches)
+"""
+
+from qpass import ops as _ops  # noqa: F401  registers torch.ops.qpass
 from qpass.api import analyze, compile
+from qpass.backend_entry import qpass_backend
+from qpass.errors import QpassError
+from qpass.inspect import inspect
+from qpass.legacy import quantize_dynamic
+from qpass.persist import load, save
+from qpass.plan import Decision, Plan
+from qpass.schemes import Recipe, Scheme
+
+__version__ = "0.1.0"
+__all__ = [
+    "Decision",
+    "Plan",
+    "QpassError",
+    "Recipe",
+    "Scheme",
+    "analyze",
+    "compile",
+    "inspect",
+    "load",
+    "qpass_backend",
+    "quantize_dynamic",
+    "save",
+]

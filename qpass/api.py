@@ -6,16 +6,17 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
-from qpass import checks
+from qpass import checks, profit
 from qpass.backends import backend_named
-from qpass.calibrate import Batch, Session, gather, observe
+from qpass.calibrate import Batch, Session, call_arguments, gather, observe
 from qpass.decide import decide
-from qpass.install import copy_for_packing, install
+from qpass.install import copy_for_packing, install, uninstall
 from qpass.observations import Observations
 from qpass.plan import Plan, SiteInfo
-from qpass.runtime import attach
+from qpass.runtime import attach, run_float
 from qpass.schemes import Recipe, Scheme
 
 LOG = logging.getLogger("qpass")
@@ -50,13 +51,48 @@ def compile(
         checks.check_plan_alone(plan, scheme, calibration, recipe)
     else:
         plan = analyze(model, scheme, example_inputs, calibration, recipe)
+        profit.guard(plan, chosen, decide=scheme is None if guard is None else guard)
     target = model if inplace else copy_for_packing(model, plan.packed)
     install(target, plan.packed)
     attach(target, plan, chosen)
+    if scheme is None and plan.scheme is not None and guard is not False and example_inputs is not None:
+        _never_slower(model, target, plan, example_inputs)
     if example_inputs is not None:
         checks.warm_up(target, example_inputs)
     LOG.info("%s", plan.summary())
     return target
+
+
+CLEAR_GAIN = 0.25  # of the float model's time: predicted gains above it need no second look
+
+
+def _never_slower(model: nn.Module, target: nn.Module, plan: Plan, example: Batch) -> None:
+    """Runs in float, through torch.compile, where that is faster: nothing quantized, or gains too small to be sure."""
+    args, kwargs = call_arguments(example, "example_inputs")
+    eager = profit.whole_model_us(lambda: eager_call(model, *args, **kwargs))
+    timings = [profit.timing(d) for d in plan.quantized if d.input_type is not None and d.rows]
+    gain = sum(t.float_us - t.integer_us for t in timings)
+    if plan.quantized and gain > CLEAR_GAIN * eager:
+        return
+    fast = torch.compile(model, dynamic=False)
+    as_float = profit.whole_model_us(lambda: eager_call(fast, *args, **kwargs))
+    if plan.quantized:
+        quantized = profit.whole_model_us(lambda: target(*args, **kwargs))
+        if quantized <= as_float * profit.MARGIN:
+            return
+        plan.notes.append(f"the whole model is faster in float: {as_float:.0f} us, {quantized:.0f} us quantized")
+    else:
+        plan.notes.append("no site gains from integers here: the model runs in float, through torch.compile")
+    uninstall(target, model)
+    for d in plan.quantized:
+        plan.decisions[d.site] = d.as_float("the whole model is faster in float")
+    run_float(target)
+
+
+def eager_call(model: nn.Module, *args: object, **kwargs: object) -> object:
+    """A call without gradients."""
+    with torch.no_grad():
+        return model(*args, **kwargs)
 
 
 def analyze(

@@ -16,13 +16,14 @@ from qpass.backends import backend_named
 from qpass.capture import retrace
 from qpass.canonical import canonicalize
 from qpass.checks import check_calibration
-from qpass.decide import decide_graph
+from qpass.decide import decide
 from qpass.errors import QpassError, nearest
+from qpass.observations import Observations
 from qpass.passes.annotate import describe_sites
 from qpass.plan import Plan
 from qpass.runtime import Runtime
 from qpass.schemes import Recipe, Scheme
-from qpass.sites import SiteNames
+from qpass.sites import ITEM, ROOT, SiteNames
 
 OPTIONS = ("scheme", "recipe", "plan", "backend")
 
@@ -54,8 +55,6 @@ def _path(node: fx.Node) -> str:
     """Path of a parameter from the name the front end gave it."""
     source = node.meta.get("grapharg")
     name = source.source.name if source is not None else str(node.target)
-    from qpass.sites import ITEM, ROOT
-
     return ITEM.sub(lambda m: "." + (m.group(1) or m.group(2)), ROOT.sub("", name)).strip(".")
 
 
@@ -68,4 +67,4 @@ def _plan(gm: fx.GraphModule, inputs: Sequence[Any], names: Mapping[int, str], g
         if id(value) in names:
             node.meta["fqn"], node.meta["value"] = names[id(value)], value
     _, infos = describe_sites(canonicalize(graph), SiteNames())
-    return decide_graph(weights, {i.name: i for i in infos}, Recipe.parse(given.get("recipe"), scheme))
+    return decide(weights, {i.name: i for i in infos}, Recipe.parse(given.get("recipe"), scheme), Observations())

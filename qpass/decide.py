@@ -22,17 +22,18 @@ LOW_BIT = "the scheme's weight type {} is not executed yet; types that run: i8/c
 
 
 def decide(
-    model: nn.Module,
+    model: nn.Module | Mapping[str, Tensor],
     sites: Mapping[str, SiteInfo],
     recipe: Recipe,
     observations: Observations,
 ) -> Plan:
     """The plan for the sites of a model, in the order given."""
     recipe.check([name for name in sites if ":linear." in name] or list(sites))
-    plan = Plan(recipe.default, parameters=_parameter_count(model))
+    weights = dict(model.named_parameters(remove_duplicate=False)) if isinstance(model, nn.Module) else model
+    plan = Plan(recipe.default, parameters=sum({id(p): p.numel() for p in weights.values()}.values()))
     solved: dict[str, dict[str, Decision]] = {}
     for group, members in _groups(sites, observations).items():
-        solved[group] = _decide_group(model, group, members, recipe, observations)
+        solved[group] = _decide_group(weights, group, members, recipe, observations)
     for name, info in sites.items():
         group = observations.groups.get(name, name)
         plan.decisions[name] = solved.get(group, {}).get(name) or _other(info)
@@ -44,10 +45,6 @@ def decide(
 def fast_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 natively."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def _parameter_count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 def _groups(sites: Mapping[str, SiteInfo], observations: Observations) -> dict[str, list[SiteInfo]]:
@@ -63,13 +60,13 @@ def _other(info: SiteInfo) -> Decision:
     return Decision(info.name, info.operation, info.weight or "", why=why)
 
 
-def _decide_group(model, group, members, recipe: Recipe, observations: Observations) -> dict[str, Decision]:
+def _decide_group(weights, group, members, recipe: Recipe, observations: Observations) -> dict[str, Decision]:
     """Sites that read one input: they share its scale and its per-channel factor where they have one scheme."""
     found: dict[str, Decision] = {}
     by_scheme: dict[Scheme, list[Decision]] = {}
     observed = observations.observed.get(group)
     for info in members:
-        decision = _describe(model, info, group, observations)
+        decision = _describe(weights, info, group, observations)
         scheme = recipe.scheme_for(info.name)
         why = why_float(decision, scheme, observed)
         if why:
@@ -79,14 +76,14 @@ def _decide_group(model, group, members, recipe: Recipe, observations: Observati
             by_scheme.setdefault(scheme, []).append(decision)
     epilogue = any(info.from_epilogue for info in members)
     for scheme, decisions in by_scheme.items():
-        found |= {d.site: d for d in quantize_group(model, decisions, scheme, observed, epilogue)}
+        found |= {d.site: d for d in quantize_group(weights, decisions, scheme, observed, epilogue)}
     return found
 
 
-def _describe(model: nn.Module, info: SiteInfo, group: str, observations: Observations) -> Decision:
+def _describe(weights: Mapping[str, Tensor], info: SiteInfo, group: str, observations: Observations) -> Decision:
     shape: tuple[int, ...] = ()
     if info.weight:
-        shape = tuple(model.get_parameter(info.weight).shape)
+        shape = tuple(weights[info.weight].shape)
         shape = shape[::-1] if info.transposed else shape
     observed = observations.observed.get(group)
     lo, hi = (observed.range.lo, observed.range.hi) if observed and observed.rows else (None, None)
@@ -110,10 +107,10 @@ def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | No
 
 
 def quantize_group(
-    model: nn.Module, decisions: list[Decision], scheme: Scheme, observed: Observed | None, epilogue: bool
+    named: Mapping[str, Tensor], decisions: list[Decision], scheme: Scheme, observed: Observed | None, epilogue: bool
 ) -> list[Decision]:
     """Chooses the shared input parameters and rounds each weight."""
-    weights = [_weight(model, d) for d in decisions]
+    weights = [_weight(named, d) for d in decisions]
     solution = solve(weights, scheme, observed, free=scheme.dynamic or not epilogue, splits=epilogue)
     done = []
     for decision, packed, bias in zip(decisions, solution.packed, solution.bias, strict=True):
@@ -134,19 +131,11 @@ def quantize_group(
     return done
 
 
-def _weight(model: nn.Module, decision: Decision) -> Tensor:
-    weight = model.get_parameter(decision.weight).detach()
+def _weight(named: Mapping[str, Tensor], decision: Decision) -> Tensor:
+    weight = named[decision.weight].detach()
     return weight.t() if decision.transposed else weight
 
 
 def _turned(packed: Packed) -> Packed:
     turned = dataclasses.replace(packed.type, axis=1)
     return Packed(packed.data.t().contiguous(), packed.scale, turned, packed.in_mul)
-
-
-def all_finite(model: nn.Module) -> str | None:
-    """The first parameter that holds a NaN or infinity, or None."""
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
-            return name
-    return None

@@ -85,6 +85,16 @@ def _holders(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
                 yield module, attribute
 
 
+def uninstall(model: nn.Module, source: nn.Module) -> None:
+    """Puts the float parameters of `source` back in the place of packed ones, tied as they were."""
+    floats = dict(source.named_parameters(remove_duplicate=False))
+    for name in packed_weights(model):
+        path, _, attribute = name.rpartition(".")
+        module = model.get_submodule(path)
+        parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
+        module._parameters[attribute] = floats[name]
+
+
 def packed_weights(model: nn.Module) -> dict[str, PackedWeight]:
     """Path of each packed parameter of a model (`module.attribute`) -> its parametrization."""
     found = {}

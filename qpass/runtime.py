@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,7 @@ class Record:
     sites: list[str]
     seconds: float = 0.0
     misses: list[str] = field(default_factory=list)
+    kept: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(repr=False)
@@ -50,6 +51,7 @@ class Runtime:
     plan: Plan
     backend: Backend
     model: weakref.ref[nn.Module] | None = None
+    tensors: Mapping[int, str] | None = None
     names: SiteNames = field(default_factory=SiteNames)
     records: list[Record] = field(default_factory=list)
     lock: Any = field(default_factory=threading.RLock)
@@ -62,7 +64,7 @@ class Runtime:
     def _build(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         start = time.perf_counter()
         model = self.model() if self.model else None
-        graph = capture(gm, inputs, tensor_names(model) if model is not None else {})
+        graph = capture(gm, inputs, tensor_names(model) if model is not None else self.tensors or {})
         context = Context(
             graph_name=f"graph{len(self.records)}",
             settings=Settings.from_env(),
@@ -77,7 +79,7 @@ class Runtime:
         frozen = tuple(i for i, n in enumerate(placeholders) if "value" in n.meta and not n.users)
         run = watched(self.backend.finish(graph), gm, inputs, frozen)
         seconds = time.perf_counter() - start
-        self.records.append(Record(context.graph_name, context.steps, sites, seconds, context.log.lines()))
+        self.records.append(Record(context.graph_name, context.steps, sites, seconds, context.log.lines(), context.kept))
         return run
 
 
@@ -121,6 +123,12 @@ def attach(model: nn.Module, plan: Plan, backend: Backend) -> Runtime:
     model._compiled_call_impl = front_end(model, runtime)
     _RUNTIMES[model] = runtime
     return runtime
+
+
+def run_float(model: nn.Module) -> None:
+    """Makes a model run in float through torch.compile's own compiler."""
+    model._compiled_call_impl = None
+    model.compile(dynamic=None)
 
 
 def runtime_of(model: nn.Module) -> Runtime | None:

@@ -1,0 +1,145 @@
+"""Does a site gain from integers on this machine? Times both at the real shape, once; remembers the answer on disk.
+
+    float: linear(x, w, b)          integers: quantize x (share of a pass over it) + the backend's int8 linear
+
+The share: an input's quantize is generated together with the norm or activation in front of it, so only the bytes it
+adds are counted, measured as a copy of x. Times are medians; the file is keyed by processor, torch, threads and shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from qpass.backends import Backend
+from qpass.backends.cpu import CENTRE, prepack
+from qpass.plan import Decision, Plan
+
+MARGIN = 1.02  # integers must not be slower than float by more than measuring can tell
+REPEATS, BUDGET_SECONDS = 15, 0.05
+onednn = torch.ops.onednn
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Microseconds of one linear at a shape."""
+
+    float_us: float
+    integer_us: float
+
+
+def guard(plan: Plan, backend: Backend, decide: bool) -> None:
+    """Notes on each quantized site that float would run faster; where `decide`, leaves it in float."""
+    if backend.name != "cpu":
+        return
+    for site, d in list(plan.decisions.items()):
+        if not d.quantized or d.input_type is None or not d.rows:
+            continue
+        found = timing(d)
+        if found.integer_us <= found.float_us * MARGIN:
+            continue
+        times = f"{found.float_us:.0f} us in float, {found.integer_us:.0f} us in int8 at {d.rows} rows"
+        if decide:
+            plan.decisions[site] = d.as_float(f"float is faster here: {times}")
+        else:
+            plan.decisions[site] = dataclasses.replace(d, note=f"float would be {found.integer_us / found.float_us:.1f}x as fast: {times}")
+
+
+def timing(d: Decision) -> Timing:
+    """Measured or remembered times of a site."""
+    key = f"{machine()} {d.rows}x{d.shape[1]}x{d.shape[0]} {d.input_type}"
+    known = remembered()
+    if key not in known:
+        known[key] = dataclasses.astuple(_measure(d))
+        _remember(known)
+    return Timing(*known[key])
+
+
+@functools.cache
+def machine() -> str:
+    """Processor, torch and thread count: what a time depends on beside the shape."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{model} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__} threads {torch.get_num_threads()}"
+
+
+def _measure(d: Decision) -> Timing:
+    n, k = d.shape
+    x, weight, bias = torch.randn(d.rows, k), torch.randn(n, k), torch.randn(n)
+    packed = prepack(torch.randint(-127, 128, (n, k), dtype=torch.int8))
+    scale, zero = torch.full((n,), 0.01), torch.zeros(n, dtype=torch.int32)
+    codes = torch.randint(0, 256, (d.rows, k), dtype=torch.uint8)
+
+    def integers() -> None:
+        onednn.qlinear_pointwise.default(
+            codes, 0.01, CENTRE, packed, scale, zero, bias, 1.0, 0, torch.float32, "none", [], ""
+        )
+        x.to(torch.uint8)
+
+    return Timing(median_us(lambda: functional.linear(x, weight, bias)), median_us(integers))
+
+
+def median_us(call: Callable[[], object]) -> float:
+    """Median microseconds of a call, after warming up."""
+    with torch.no_grad():
+        call()
+        call()
+        laps, end = [], time.perf_counter() + BUDGET_SECONDS
+        while len(laps) < 3 or (len(laps) < REPEATS and time.perf_counter() < end):
+            start = time.perf_counter()
+            call()
+            laps.append(time.perf_counter() - start)
+    return statistics.median(laps) * 1e6
+
+
+def cache_file() -> Path:
+    """Where times are remembered: the user's cache folder."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "qpass" / "timings.json"
+
+
+def remembered() -> dict[str, list[float]]:
+    """The times on disk; none where the file is missing or damaged."""
+    try:
+        return json.loads(cache_file().read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _remember(times: dict[str, list[float]]) -> None:
+    """Writes the times beside the file and moves them there; a full or read-only disk costs only the memory of it."""
+    target = cache_file()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent)
+        with os.fdopen(handle, "w") as file:
+            json.dump(remembered() | times, file)
+        os.replace(name, target)
+    except OSError:
+        pass
+
+
+def whole_model_us(call: Callable[[], object]) -> float:
+    """Median microseconds of a model's call: fewer laps than one operation."""
+    call()
+    laps = []
+    for _ in range(5):
+        start = time.perf_counter()
+        call()
+        laps.append(time.perf_counter() - start)
+    return statistics.median(laps) * 1e6
