@@ -1,9 +1,9 @@
 """qpass: a quantizing compiler for PyTorch. One call takes a float model and gives back the same object, in integers.
 
-    q = qpass.compile(model, scheme="w8a8", example_inputs=batch, calibration=batches)
+q = qpass.compile(model, scheme="w8a8", example_inputs=batch, calibration=batches)
 """
 
-from qpass import ops as _ops  # noqa: F401  registers torch.ops.qpass
+from qpass import ops as ops  # registers torch.ops.qpass
 from qpass.api import analyze, compile
 from qpass.backend_entry import qpass_backend
 from qpass.errors import QpassError
@@ -24,6 +24,7 @@ __all__ = [
     "compile",
     "inspect",
     "load",
+    "ops",
     "qpass_backend",
     "quantize_dynamic",
     "save",

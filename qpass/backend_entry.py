@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from qpass.backends import backend_named
-from qpass.capture import retrace
 from qpass.canonical import canonicalize
+from qpass.capture import retrace
 from qpass.checks import check_calibration
 from qpass.decide import decide
 from qpass.errors import QpassError, nearest
@@ -35,7 +35,9 @@ def qpass_backend(
     given = dict(options or {})
     for key in given:
         if key not in OPTIONS:
-            raise QpassError(f"option {key!r} of backend 'qpass' is not one of {', '.join(OPTIONS)}.{nearest(key, OPTIONS)}")
+            raise QpassError(
+                f"option {key!r} of backend 'qpass' is not one of {', '.join(OPTIONS)}.{nearest(key, OPTIONS)}"
+            )
     device = next((v.device for v in inputs if isinstance(v, Tensor)), torch.device("cpu"))
     names = {id(v): _path(n) for n, v in zip(_placeholders(gm), inputs, strict=True) if _is_weight(n, v)}
     plan = given.get("plan") or _plan(gm, inputs, names, given)

@@ -16,7 +16,14 @@ from qpass.arity import full_arity
 aten = torch.ops.aten
 
 IDENTITIES = (aten.detach.default, aten.alias.default, aten.lift_fresh.default, aten.lift_fresh_copy.default)
-CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten.contiguous.default, aten._to_copy.default)
+CASTS = (
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.dtype_layout,
+    aten.to.other,
+    aten.contiguous.default,
+    aten._to_copy.default,
+)
 RESHAPES = (aten.view.default, aten.reshape.default, aten.expand.default, aten._unsafe_view.default)
 IN_PLACE = (
     (aten.relu_.default, aten.relu.default),
@@ -79,7 +86,7 @@ def _unchanged(node: fx.Node) -> fx.Node | None:
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
         return None
     if node.target in CASTS:
-        copied = node.kwargs.get("copy") or node.target is aten._to_copy.default and source.op == "placeholder"
+        copied = node.kwargs.get("copy") or (node.target is aten._to_copy.default and source.op == "placeholder")
         same = before.dtype == after.dtype and before.device == after.device and before.layout == after.layout
         return source if same and not copied and _same_strides(before, after) else None
     if node.target in RESHAPES:

@@ -65,7 +65,9 @@ def check_calibration(schemes: list[Scheme], calibration: object) -> None:
 def check_count(batches: int) -> None:
     """At least one calibration batch came."""
     if batches == 0:
-        raise QpassError("calibration gave no batches (empty, or an iterator used up); pass a list or a fresh iterator.")
+        raise QpassError(
+            "calibration gave no batches (empty, or an iterator used up); pass a list or a fresh iterator."
+        )
 
 
 def check_plan_alone(plan: object, *others: object) -> None:
@@ -89,7 +91,9 @@ def check_inputs(model: nn.Module, batch: Batch, what: str) -> None:
         ) from error
     for name, value in (*enumerate(args), *kwargs.items()):
         if isinstance(value, Tensor) and value.numel() == 0:
-            raise QpassError(f"{what}[{name!r}] of shape {tuple(value.shape)} is empty; a batch needs at least one row.")
+            raise QpassError(
+                f"{what}[{name!r}] of shape {tuple(value.shape)} is empty; a batch needs at least one row."
+            )
 
 
 def checked(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from qpass.observations import Observations, Observed
 from qpass.packing import Packed
 from qpass.passes.annotate import OTHER_SITES
-from qpass.observations import Observations, Observed
 from qpass.plan import Decision, Plan, SiteInfo
 from qpass.schemes import Recipe, Scheme
 from qpass.solvers.solve import solve

@@ -60,12 +60,16 @@ def demo(scheme: str) -> None:
     calibration = [batch(8, 128, at) for at in range(SCORED, SCORED + CALIBRATED, 8)]
     start = time.perf_counter()
     compiled = qpass.compile(model, scheme, example_inputs=calibration[0], calibration=calibration)
-    console.print(f"compiled in {time.perf_counter() - start:.1f} s, {len(calibration)} calibration batches of 8 x 128 tokens\n")
+    console.print(
+        f"compiled in {time.perf_counter() - start:.1f} s, {len(calibration)} calibration batches of 8 x 128 tokens\n"
+    )
     console.print(str(qpass.inspect(compiled)), highlight=False, markup=False)
     plan = runtime_of(compiled).plan
     packed = sum(d.packed.nbytes for d in plan.quantized)
     full = sum(4 * d.packed.data.numel() for d in plan.quantized)
-    console.print(f"\nweights of the quantized sites: {full / 1e6:.1f} MB in fp32, {packed / 1e6:.1f} MB now ({packed / full:.3f})")
+    console.print(
+        f"\nweights of the quantized sites: {full / 1e6:.1f} MB in fp32, {packed / 1e6:.1f} MB now ({packed / full:.3f})"
+    )
     half, _ = minilm(torch.bfloat16)
     _print_times(console, (("fp32", model), ("bf16", half), (f"qpass {scheme}", compiled)), batch)
     _print_agreement(console, model, compiled, batch)
@@ -73,7 +77,9 @@ def demo(scheme: str) -> None:
 
 
 def _print_times(console: Console, models, batch) -> None:
-    table = Table("ms (median)", *(f"{b} x {s}" for b, s in SHAPES), title="latency, side by side", title_justify="left")
+    table = Table(
+        "ms (median)", *(f"{b} x {s}" for b, s in SHAPES), title="latency, side by side", title_justify="left"
+    )
     for name, model in models:
         table.add_row(name, *(f"{_milliseconds(model, batch(*shape, 0)):.2f}" for shape in SHAPES))
     console.print(table)
@@ -113,7 +119,9 @@ def _print_agreement(console: Console, model: nn.Module, compiled: nn.Module, ba
 
 
 def _print_errors(console: Console, model: nn.Module, plan: qpass.Plan, batch) -> None:
-    table = Table("site", "SQNR dB", "largest error", title="the ten sites with the largest error", title_justify="left")
+    table = Table(
+        "site", "SQNR dB", "largest error", title="the ten sites with the largest error", title_justify="left"
+    )
     for error in site_errors(model, plan, batch(8, 128, 0))[:10]:
         table.add_row(error.site, f"{error.sqnr:.1f}", f"{error.worst:.3g}")
     console.print(table)

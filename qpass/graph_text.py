@@ -1,8 +1,8 @@
 """A graph as text that reads and diffs: one line a node, numbered in order, parameters by path.
 
-    graph(%x):
-      %0 = qpass.linear(%x, @up_q, @up_scale, @up.bias, i8/c0, relu)   # float32[s0, 128]  up:linear.0  <- linear_relu
-      return %0
+graph(%x):
+%0 = qpass.linear(%x, @up_q, @up_scale, @up.bias, i8/c0, relu)   # float32[s0, 128]  up:linear.0  <- linear_relu
+return %0
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def _given(node: fx.Node) -> int:
 def _is_default(node: fx.Node, key: str, value: Any) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    return any(a.name == key and a.has_default_value() and _same(value, a.default_value) for a in node.target._schema.arguments)
+    return any(
+        a.name == key and a.has_default_value() and _same(value, a.default_value) for a in node.target._schema.arguments
+    )
 
 
 def _same(value: Any, default: Any) -> bool:

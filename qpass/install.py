@@ -20,7 +20,6 @@ from torch.nn.utils import parametrize
 
 from qpass.errors import QpassError
 from qpass.packing import Packed
-from qpass.qtype import QType
 
 
 class PackedWeight(nn.Module):
@@ -30,6 +29,7 @@ class PackedWeight(nn.Module):
         super().__init__()
         self.type = str(packed.type)
         self.dtype = dtype
+        self.axis = packed.type.axis
         self._initial = tuple(t for t in (packed.data, packed.scale, packed.in_mul) if t is not None)
 
     def forward(self, data: Tensor, scale: Tensor, in_mul: Tensor | None = None) -> Tensor:
@@ -37,7 +37,7 @@ class PackedWeight(nn.Module):
         weight = torch.ops.qpass.dequantize.default(data, scale, None, self.type, self.dtype)
         if in_mul is None:
             return weight
-        return weight * (in_mul if QType.parse(self.type).axis == 0 else in_mul[:, None])
+        return weight * (in_mul[:, None] if self.axis == 1 else in_mul)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
         """What to keep instead of the float weight: the integers this parametrization was made with."""

@@ -35,7 +35,9 @@ def quantize_dynamic(
     return compile(model, scheme, recipe=_recipe(model, qconfig_spec, scheme), inplace=inplace)
 
 
-def _recipe(model: nn.Module, spec: Iterable[type[nn.Module] | str] | None, scheme: str) -> dict[str, str | None] | None:
+def _recipe(
+    model: nn.Module, spec: Iterable[type[nn.Module] | str] | None, scheme: str
+) -> dict[str, str | None] | None:
     if spec is None:
         return None
     wanted = tuple(spec)

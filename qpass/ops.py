@@ -40,7 +40,7 @@ def define(schema: str, reference, fake) -> None:
 
 
 def quantize(x: Tensor, scale: Tensor, zero: Tensor | None, type: str) -> Tensor:
-    """q = clamp(round(x / scale) + zero, qmin, qmax), in the type's storage dtype, shaped like x."""
+    """Q = clamp(round(x / scale) + zero, qmin, qmax), in the type's storage dtype, shaped like x."""
     return affine.quantize(x, scale, zero, QType.parse(type))
 
 
@@ -49,7 +49,7 @@ def _quantize_fake(x, scale, zero, type):
 
 
 def dequantize(q: Tensor, scale: Tensor, zero: Tensor | None, type: str, dtype: torch.dtype) -> Tensor:
-    """x = (q - zero) * scale in `dtype`, shaped like q."""
+    """X = (q - zero) * scale in `dtype`, shaped like q."""
     return affine.dequantize(q, scale, zero, QType.parse(type), dtype)
 
 
@@ -83,7 +83,7 @@ def linear(
     out_type: str,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """y = act(dequantize(x) @ dequantize(weight).T + bias + other), quantized where out_type is not empty.
+    """Y = act(dequantize(x) @ dequantize(weight).T + bias + other), quantized where out_type is not empty.
 
     x: [..., K], integers of x_type, or float where x_type is empty (weight-only). weight: int8 [N, K] of
     weight_type. bias: [N]. other: [..., N]. Returns [..., N] in out_dtype, or in out_type's storage.

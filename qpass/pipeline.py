@@ -1,8 +1,8 @@
 """Run passes in order, and after each: verify, write the graph down, compare its results with the step before.
 
-    QPASS_CHECK   structure (default): verify each level; numeric: also run the inputs after each pass; off
-    QPASS_DUMP    a folder: each pass leaves NN_pass.txt there
-    QPASS_LOG     rules: hits and nearest misses of the rewrite rules, on standard error
+QPASS_CHECK   structure (default): verify each level; numeric: also run the inputs after each pass; off
+QPASS_DUMP    a folder: each pass leaves NN_pass.txt there
+QPASS_LOG     rules: hits and nearest misses of the rewrite rules, on standard error
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class Settings:
         for name, choices in CHOICES:
             value = os.environ.get(name, choices[0])
             if value not in choices:
-                raise QpassError(f"{name}={value!r} is not one of {', '.join(filter(None, choices))}.{nearest(value, choices)}")
+                raise QpassError(
+                    f"{name}={value!r} is not one of {', '.join(filter(None, choices))}.{nearest(value, choices)}"
+                )
             values[name] = value
         return Settings(values["QPASS_CHECK"], os.environ.get("QPASS_DUMP", ""), values["QPASS_LOG"])
 
@@ -82,6 +84,7 @@ class Context:
     steps: list[Step] = field(default_factory=list)
     log: RuleLog = field(default_factory=RuleLog)
     kept: list[tuple[str, str]] = field(default_factory=list)
+    sites: dict[str, Any] = field(default_factory=dict)
 
 
 def run_pipeline(

@@ -24,7 +24,8 @@ from qpass.schemes import Scheme
 @dataclass(frozen=True)
 class SiteInfo:
     """What a capture tells of a site. weight: parameter path; transposed: it is [K, N]; from_epilogue: its input is
-    the activation of another linear, so a product in front of it would cost a pass over memory."""
+    the activation of another linear, so a product in front of it would cost a pass over memory.
+    """
 
     name: str
     operation: str
@@ -40,9 +41,9 @@ INPUT_FIELDS = ("input_type", "input_scale", "input_zero", "input_shift", "input
 class Decision:
     """What happens at one site.
 
-    shape: (N, K) of the weight, held as [K, N] where transposed. rows: input rows in the example batch, so rows * N * K is its multiply-adds.
-    group: name of the first site that reads the same input; sites of a group share one quantize.
-    lo, hi: the input's range in calibration. input_scale, input_zero: of a static input. input_shift:
+    shape: (N, K) of the weight, held as [K, N] where transposed. rows: input rows in the example batch, so
+    rows * N * K is its multiply-adds. group: name of the first site that reads the same input; sites of a group share
+    one quantize. lo, hi: the input's range in calibration. input_scale, input_zero: of a static input. input_shift:
     [K], subtracted from the input before its factor (packed.in_mul). input_extra: [K], copies of its channels (see
     solvers/split). bias: [N], added to the module's own where the input is quantized.
     """
@@ -79,9 +80,7 @@ class Decision:
 
     def as_float(self, why: str) -> Decision:
         """The same site left in float, with the reason."""
-        return dataclasses.replace(
-            self, weight_type=None, packed=None, why=why, **dict.fromkeys(INPUT_FIELDS)
-        )
+        return dataclasses.replace(self, weight_type=None, packed=None, why=why, **dict.fromkeys(INPUT_FIELDS))
 
 
 @dataclass
@@ -105,7 +104,7 @@ class Plan:
             raise QpassError(f"the plan has no site {site!r}.{nearest(site, self.decisions)}")
         return self.decisions[site]
 
-    def __setitem__(self, glob: str, value: None | str) -> None:
+    def __setitem__(self, glob: str, value: str | None) -> None:
         """`plan[glob] = None` (or a reason) leaves the sites that match in float."""
         matched = [name for name in self.decisions if matches(name, glob)]
         if not matched:

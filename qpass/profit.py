@@ -53,7 +53,9 @@ def guard(plan: Plan, backend: Backend, decide: bool) -> None:
         if decide:
             plan.decisions[site] = d.as_float(f"float is faster here: {times}")
         else:
-            plan.decisions[site] = dataclasses.replace(d, note=f"float would be {found.integer_us / found.float_us:.1f}x as fast: {times}")
+            plan.decisions[site] = dataclasses.replace(
+                d, note=f"float would be {found.integer_us / found.float_us:.1f}x as fast: {times}"
+            )
 
 
 def timing(d: Decision) -> Timing:
@@ -75,7 +77,9 @@ def machine() -> str:
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    return f"{model} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__} threads {torch.get_num_threads()}"
+    return (
+        f"{model} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__} threads {torch.get_num_threads()}"
+    )
 
 
 def _measure(d: Decision) -> Timing:

@@ -136,8 +136,7 @@ def _parse(text: str) -> QType:
     if number not in _NUMBERS:
         hint = nearest(number, _NUMBERS)
         raise QpassError(
-            f"quantized type {text!r}: {number!r} is no number format; expected i2..i8, u2..u8, "
-            f"e4m3 or e5m2.{hint}"
+            f"quantized type {text!r}: {number!r} is no number format; expected i2..i8, u2..u8, e4m3 or e5m2.{hint}"
         )
     mantissa = next((m for name, m, *_ in FLOATS if name == number), 0)
     bits, signed = (8, True) if mantissa else (int(number[1:]), number[0] == "i")
@@ -212,11 +211,7 @@ def _dtype_fault(p: QParams) -> str | None:
     if p.scale.dtype != torch.float32:
         return f"scale must be float32, not {p.scale.dtype}"
     if (p.zero is None) != p.type.symmetric:
-        return (
-            "a symmetric type has no zero point"
-            if p.type.symmetric
-            else "an unsigned type needs a zero point"
-        )
+        return "a symmetric type has no zero point" if p.type.symmetric else "an unsigned type needs a zero point"
     if p.zero is None:
         return None
     if p.zero.dtype != torch.int32:
@@ -230,9 +225,7 @@ def _value_fault(p: QParams) -> str | None:
     bad = ~(torch.isfinite(p.scale) & (p.scale > 0))
     if bad.any():
         first = p.scale[bad].flatten()[0].item()
-        return (
-            f"{int(bad.sum())} of {p.scale.numel()} scales are not finite and positive (the first is {first})"
-        )
+        return f"{int(bad.sum())} of {p.scale.numel()} scales are not finite and positive (the first is {first})"
     if p.zero is not None and ((p.zero < p.type.qmin) | (p.zero > p.type.qmax)).any():
         return f"zero points must lie in {p.type.qmin}..{p.type.qmax}"
     return None

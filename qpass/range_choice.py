@@ -53,9 +53,7 @@ def choose_range(range: Range, qtype: QType, method: str = "minmax") -> tuple[Te
     if range.count == 0:
         raise QpassError("no values were seen here; give calibration batches that reach this site.")
     if qtype.granularity in ("token", "group"):
-        raise QpassError(
-            f"type {qtype} has its scales chosen at run time; a static range is for i8/t or i8/c0."
-        )
+        raise QpassError(f"type {qtype} has its scales chosen at run time; a static range is for i8/t or i8/c0.")
     if qtype.granularity == "channel":
         return _channel_limits(range, qtype, name)
     lo, hi = function(range, qtype, argument)
@@ -137,8 +135,7 @@ def parse_method(text: str) -> tuple[str, Method, float | None]:
         argument = -1.0
     if name != "percentile" or not 50.0 < argument <= 100.0:
         raise QpassError(
-            f"range method {text!r}: only percentile takes a number, above 50 and up to 100 "
-            "(percentile:99.9)."
+            f"range method {text!r}: only percentile takes a number, above 50 and up to 100 (percentile:99.9)."
         )
     return name, functions[name], argument
 

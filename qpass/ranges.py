@@ -92,7 +92,7 @@ class Range:
         return Range(0, math.inf, -math.inf, counts, None if channels is None else Channels.empty(channels))
 
     def update(self, x: Tensor, axis: int = -1) -> Range:
-        """This range and the values of one batch; `axis` is the channel axis. NaN or infinity raises."""
+        """The range with the values of one batch added; `axis` is the channel axis. NaN or infinity raises."""
         x = x.detach().to(torch.float32)
         if x.numel() == 0:
             return self
@@ -107,9 +107,7 @@ class Range:
         assert self.channels is not None
         expected = self.channels.lo.numel()
         if x.ndim == 0 or x.shape[axis] != expected:
-            raise QpassError(
-                f"expected {expected} channels on axis {axis}, got a value of shape {tuple(x.shape)}."
-            )
+            raise QpassError(f"expected {expected} channels on axis {axis}, got a value of shape {tuple(x.shape)}.")
         return Channels.of(x.movedim(axis, -1).reshape(-1, expected))
 
     def merge(self, other: Range) -> Range:
@@ -120,9 +118,7 @@ class Range:
                 "build both with the same Range.empty(...)."
             )
         lo, hi = min(self.lo, other.lo), max(self.hi, other.hi)
-        both = (
-            None if self.channels is None or other.channels is None else self.channels.merge(other.channels)
-        )
+        both = None if self.channels is None or other.channels is None else self.channels.merge(other.channels)
         return Range(self.count + other.count, lo, hi, _merge_counts(self, other, (lo, hi)), both)
 
     def _kept(self) -> str:
@@ -145,9 +141,7 @@ class Range:
         t = tensors
         missing = sorted({"count", "limits"} - t.keys())
         if missing:
-            raise QpassError(
-                f"saved range lacks {', '.join(missing)}; expected what Range.to_tensors writes."
-            )
+            raise QpassError(f"saved range lacks {', '.join(missing)}; expected what Range.to_tensors writes.")
         channels = None
         if "channel_rows" in t:
             sums = t["channel_total"], t["channel_abs_total"]

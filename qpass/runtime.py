@@ -74,12 +74,14 @@ class Runtime:
         )
         real = [_hint(value) for value in inputs] if all_real(inputs) else None
         graph = run_pipeline(graph, ORDER, context, real)
-        sites = [n.meta["site"] for n in graph.graph.nodes if "site" in n.meta]
+        sites = [name for name in self.plan.decisions if name in context.sites]
         placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
         frozen = tuple(i for i, n in enumerate(placeholders) if "value" in n.meta and not n.users)
         run = watched(self.backend.finish(graph), gm, inputs, frozen)
         seconds = time.perf_counter() - start
-        self.records.append(Record(context.graph_name, context.steps, sites, seconds, context.log.lines(), context.kept))
+        self.records.append(
+            Record(context.graph_name, context.steps, sites, seconds, context.log.lines(), context.kept)
+        )
         return run
 
 

@@ -73,13 +73,9 @@ class Scheme:
 
     def __str__(self) -> str:
         """The text that parses back to this scheme: its name, then the options that are not the default."""
-        options = (("range", self.range_method), ("smooth", self.smooth), ("solver", self.solver))
+        options = (("range", self.range_method), ("smooth", "none" if self.smooth is None else self.smooth), ("solver", self.solver))
         defaults = ("minmax", "auto", "gptq")
-        given = (
-            f"{key}={value}"
-            for (key, value), default in zip(options, defaults, strict=True)
-            if value != default
-        )
+        given = (f"{key}={value}" for (key, value), default in zip(options, defaults, strict=True) if value != default)
         return ",".join((self.name, *given))
 
     @property
@@ -175,16 +171,12 @@ class Recipe:
     default: Scheme | None
 
     @staticmethod
-    def parse(
-        rules: Mapping[str, str | Scheme | None] | Recipe | None, default: str | Scheme | None = None
-    ) -> Recipe:
+    def parse(rules: Mapping[str, str | Scheme | None] | Recipe | None, default: str | Scheme | None = None) -> Recipe:
         """A recipe from a mapping of globs to schemes; a Recipe is returned as it is."""
         if isinstance(rules, Recipe):
             return rules
         if rules is not None and not isinstance(rules, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise QpassError(
-                f"recipe must map module-path globs to schemes, not be a {type(rules).__name__}."
-            )
+            raise QpassError(f"recipe must map module-path globs to schemes, not be a {type(rules).__name__}.")
         pairs = tuple((glob, _parse_rule(glob, value)) for glob, value in (rules or {}).items())
         return Recipe(pairs, None if default is None else Scheme.parse(default))
 

@@ -6,13 +6,14 @@ import importlib
 import inspect
 import random
 
-MODULES = (
+NAMES = (
     "json os re socket ssl http.client asyncio tempfile threading subprocess logging argparse collections itertools "
     "functools statistics random decimal fractions datetime calendar zipfile tarfile sqlite3 csv configparser hashlib "
     "shutil glob pathlib pickle copy heapq queue selectors urllib.request urllib.parse xml.etree.ElementTree uuid "
     "socketserver http.cookies ipaddress locale unittest doctest pdb timeit trace ast tokenize typing contextlib "
     "dataclasses enum abc string textwrap codecs io multiprocessing concurrent.futures optparse traceback weakref"
-).split()
+)
+MODULES = tuple(name for name in NAMES.split(" "))
 
 
 def docstrings(seed: int = 0) -> list[str]:

@@ -35,7 +35,9 @@ def at_full_arity(node: fx.Node) -> str | None:
     if node.op != "call_function" or node.target in SYMBOLIC:
         return None
     args, kwargs = full_arity(node.target, node.args, node.kwargs)
-    return None if len(args) == len(node.args) and len(kwargs) == len(node.kwargs) else "arguments are not at full arity"
+    return (
+        None if len(args) == len(node.args) and len(kwargs) == len(node.kwargs) else "arguments are not at full arity"
+    )
 
 
 def has_value(node: fx.Node) -> str | None:
@@ -50,7 +52,7 @@ def nothing_quantized(node: fx.Node) -> str | None:
 
 
 def types_agree(node: fx.Node) -> str | None:
-    """dequantize reads what its type stores."""
+    """Dequantize reads what its type stores."""
     if node.target is not Q.dequantize.default:
         return None
     value, qtype = node.args[0].meta.get("val"), QType.parse(node.args[3])

@@ -92,16 +92,12 @@ def test_expected_error_predicts_the_measured_error(qtype):
     x = heavy_tailed()
     for method in ("minmax", "mse", "percentile:99"):
         lo, hi = choose_range(seen(x), qtype, method)
-        assert expected_error(seen(x), qtype, lo, hi) == pytest.approx(
-            measured_error(x, lo, hi, qtype), rel=0.1
-        )
+        assert expected_error(seen(x), qtype, lo, hi) == pytest.approx(measured_error(x, lo, hi, qtype), rel=0.1)
 
 
 @pytest.mark.parametrize("qtype", [U8, I8, U4], ids=str)
 def test_entropy_clips_outliers_and_keeps_the_bulk(qtype):
-    x = torch.cat(
-        [torch.randn(50_000, generator=torch.Generator().manual_seed(0)), torch.tensor([30.0, -20.0])]
-    )
+    x = torch.cat([torch.randn(50_000, generator=torch.Generator().manual_seed(0)), torch.tensor([30.0, -20.0])])
     lo, hi = choose_range(seen(x), qtype, "entropy")
     assert hi < 20
     assert hi > 2

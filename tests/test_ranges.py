@@ -141,9 +141,7 @@ def test_first_non_finite():
     assert "2 of 3" in first_non_finite(torch.tensor([float("nan"), 1.0, float("inf")]))
 
 
-@pytest.mark.parametrize(
-    "kept", [{}, {"channels": 2}, {"histogram": False}, {"channels": 2, "histogram": False}]
-)
+@pytest.mark.parametrize("kept", [{}, {"channels": 2}, {"histogram": False}, {"channels": 2, "histogram": False}])
 def test_round_trip_through_tensors(kept):
     for seen in (Range.empty(**kept), observe([torch.randn(5, 2)], **kept)):
         assert same(Range.from_tensors(seen.to_tensors()), seen)

@@ -51,7 +51,10 @@ def lower_attention(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     keys, out = _size(gm, k, 2, node), _size(gm, v, 3, node)
     flat = _product(gm, batch, heads, node)
     call = lambda target, *args, **kw: add_call(gm, target, args, node, **kw)  # noqa: E731
-    rows = [call(aten.reshape.default, x, [flat, n, w]) for x, n, w in ((q, length, width), (k, keys, width), (v, keys, out))]
+    rows = [
+        call(aten.reshape.default, x, [flat, n, w])
+        for x, n, w in ((q, length, width), (k, keys, width), (v, keys, out))
+    ]
     scores = call(aten.bmm.default, rows[0], call(aten.transpose.int, rows[1], 1, 2))
     scores = call(aten.view.default, scores, [batch, heads, length, keys])
     scores = call(aten.to.dtype, scores, torch.float32)

@@ -85,7 +85,9 @@ def _compile(part: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         with mode, tracing(TracingContext(mode)), config.patch(OPTIONS):
             table = select_decomp_table() | DECOMPOSITIONS
             flat = make_fx(lambda *a: part(*a[len(sizes) :]), decomposition_table=table)(*sizes, *fakes)
-            flat.graph.set_codegen(fx.graph.CodeGen())  # make_fx's own unflattens results, inductor hands them back flat
+            flat.graph.set_codegen(
+                fx.graph.CodeGen()
+            )  # make_fx's own unflattens results, inductor hands them back flat
             flat.recompile()
             compiled = compile_fx_inner(flat, [*sizes, *fakes], is_inference=True)
         fixed = [name for name, symbol in symbols.items() if not symbol.node.expr.is_symbol]

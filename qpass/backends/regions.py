@@ -95,9 +95,7 @@ def fusable_nodes(gm: fx.GraphModule) -> set[fx.Node]:
         if node.target in VIEWS:
             if node.users and all(user in chosen for user in node.users):
                 chosen.add(node)
-        elif _is_fusable(node):
-            chosen.add(node)
-        elif node.target is operator.getitem and _is_fusable(node.args[0]):
+        elif _is_fusable(node) or (node.target is operator.getitem and _is_fusable(node.args[0])):
             chosen.add(node)
     return chosen
 
@@ -129,9 +127,7 @@ def find_regions(gm: fx.GraphModule) -> list[Region]:
         level[node] = max((level[i] + ((i in fusable) != mine) for i in node.all_input_nodes), default=0)
         if mine:
             together.add_node(node)
-            together.add_edges_from(
-                (node, i) for i in node.all_input_nodes if i in fusable and level[i] == level[node]
-            )
+            together.add_edges_from((node, i) for i in node.all_input_nodes if i in fusable and level[i] == level[node])
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
     components = [sorted(c, key=order.__getitem__) for c in networkx.connected_components(together)]
     symbols = symbol_sources(gm)

@@ -30,7 +30,9 @@ class Report:
                 lines.append(f"  note: {d.site}: {d.note}")
         for record in self.records:
             edits = ", ".join(f"{step.name} {step.edits}" for step in record.steps[1:])
-            lines.append(f"  {record.name} on {self.backend}: {len(record.sites)} sites, {record.seconds:.1f} s ({edits})")
+            lines.append(
+                f"  {record.name} on {self.backend}: {len(record.sites)} sites, {record.seconds:.1f} s ({edits})"
+            )
             lines += [f"    kept as reference: {site}: {why}" for site, why in record.kept]
         return "\n".join(lines)
 
@@ -44,7 +46,9 @@ class Report:
         found = [step for step in steps if after in (step.name, step.level)]
         if not found:
             known = [*(step.name for step in steps), *dict.fromkeys(step.level for step in steps)]
-            raise QpassError(f"{after!r} is no pass or level; expected one of {', '.join(known)}.{nearest(after, known)}")
+            raise QpassError(
+                f"{after!r} is no pass or level; expected one of {', '.join(known)}.{nearest(after, known)}"
+            )
         return found[-1].text
 
     def diff(self, before: str, after: str, index: int = 0) -> str:
@@ -57,12 +61,16 @@ class Report:
         lines = [f"{d.site}: {d.operation} {'x'.join(map(str, d.shape))}".rstrip()]
         if not d.quantized:
             return "\n".join([*lines, f"  stays float: {d.why}"])
-        lines.append(f"  weight {d.weight} as {d.weight_type}: {d.packed.nbytes} bytes, {4 * d.packed.data.numel()} in float32")
+        lines.append(
+            f"  weight {d.weight} as {d.weight_type}: {d.packed.nbytes} bytes, {4 * d.packed.data.numel()} in float32"
+        )
         lines.append(f"  input as {d.input_type or 'float'}, seen {_span(d.lo, d.hi)}, shared with group {d.group}")
         if d.input_scale is not None:
             lines.append(f"  input scale {float(d.input_scale):.6g}, zero point {int(d.input_zero)}")
         if d.packed.in_mul is not None:
-            lines.append(f"  input channels scaled by {float(d.packed.in_mul.min()):.3g} .. {float(d.packed.in_mul.max()):.3g}")
+            lines.append(
+                f"  input channels scaled by {float(d.packed.in_mul.min()):.3g} .. {float(d.packed.in_mul.max()):.3g}"
+            )
         if d.input_extra is not None:
             lines.append(f"  {int(d.input_extra.sum())} copies of far channels added to its input")
         lines += [f"  note: {d.note}"] if d.note else []
@@ -93,11 +101,21 @@ class Report:
             for d in self.plan
         ]
         graphs = [
-            {"name": r.name, "seconds": r.seconds, "passes": [{"name": s.name, "level": s.level, "edits": s.edits} for s in r.steps]}
+            {
+                "name": r.name,
+                "seconds": r.seconds,
+                "passes": [{"name": s.name, "level": s.level, "edits": s.edits} for s in r.steps],
+            }
             for r in self.records
         ]
         coverage = {"parameters": parameters, "multiply_adds": macs}
-        return {"scheme": str(self.plan.scheme), "backend": self.backend, "coverage": coverage, "sites": sites, "graphs": graphs}
+        return {
+            "scheme": str(self.plan.scheme),
+            "backend": self.backend,
+            "coverage": coverage,
+            "sites": sites,
+            "graphs": graphs,
+        }
 
     def _record(self, index: int) -> Record:
         if not self.records:

@@ -128,7 +128,8 @@ def _describe(name: str, node: fx.Node) -> SiteInfo:
 
 def annotate(gm: fx.GraphModule, context) -> int:
     """Names the sites and attaches the plan's decisions; a site the plan does not know stays float."""
-    for name, node in name_sites(gm, context.names).items():
+    context.sites = name_sites(gm, context.names)
+    for name, node in context.sites.items():
         if name in context.plan.decisions:
             node.meta["decision"] = context.plan.decisions[name]
     return 0

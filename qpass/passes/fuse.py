@@ -24,7 +24,8 @@ def integer_linear(x, xs, xz, xt, xd, w, ws, wt, wd, b):
     """linear(dequantize(x), dequantize(w), b)  ->  qpass.linear
 
     1. the weight has one scale per output channel or one in all.
-    2. the activation is per tensor or per token."""
+    2. the activation is per tensor or per token.
+    """
     real = Q.dequantize.default(x, xs, xz, xt, xd)
     return aten.linear.default(real, Q.dequantize.default(w, ws, None, wt, wd), b)
 
@@ -53,7 +54,8 @@ def _product(x, xs, xz, xt, w, ws, wt, b, other, act, dtype):
 def residual(x, xs, xz, xt, w, ws, wt, b, dtype, other):
     """qpass.linear(...) + other  ->  qpass.linear(..., other)
 
-    1. other has the shape and dtype of the linear's result: it is added, not broadcast."""
+    1. other has the shape and dtype of the linear's result: it is added, not broadcast.
+    """
     return aten.add.Tensor(_product(x, xs, xz, xt, w, ws, wt, b, None, "", dtype), other)
 
 
@@ -89,7 +91,8 @@ def activation_rule(name, act, function):
 def requantize(x, xs, xz, xt, w, ws, wt, b, other, act, dtype, scale, zero, qtype):
     """quantize(qpass.linear(...))  ->  qpass.linear(..., integers)
 
-    1. the type is per tensor: scale and zero point are known before the product."""
+    1. the type is per tensor: scale and zero point are known before the product.
+    """
     y = _product(x, xs, xz, xt, w, ws, wt, b, other, act, dtype)
     return Q.quantize.default(y, scale, zero, qtype)
 
@@ -120,7 +123,8 @@ def _(x, xs, xz, xt, w, ws, wt, b, other, act, dtype, to, blocking, copy, memory
 def packed_lookup(w, ws, wt, wd, i, padding, scaled, sparse):
     """embedding(dequantize(w), i)  ->  embedding(w, i) * embedding(scale, i): only the rows that are read
 
-    1. one scale per row: the rows of a packed lookup that is tied to a linear."""
+    1. one scale per row: the rows of a packed lookup that is tied to a linear.
+    """
     table = Q.dequantize.default(w, ws, None, wt, wd)
     return aten.embedding.default(table, i, padding, scaled, sparse)
 

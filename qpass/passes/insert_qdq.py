@@ -4,9 +4,9 @@
                       ->   s, z = choose_qparams(x); the same                                  dynamic
                       ->   linear(x, dequantize(w_q, s_w), b)                                  weight-only
 
-A value that several sites read with the same parameters is quantized once and dequantized once per use, so that a
-use can be fused without the others. Attention is computed in the plan's dtype, where it names one. A weight that is still float (the torch.compile spelling, where there is no copy
-of the model to pack) is packed here, from the plan.
+A value that several sites read with the same parameters is quantized once and dequantized once per use, so that a use
+can be fused without the others. Attention is computed in the plan's dtype, where it names one. A weight that is still
+float (the torch.compile spelling, where there is no copy of the model to pack) is packed here, from the plan.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision) -> None:
 
 
 def _correct_bias(gm: fx.GraphModule, node: fx.Node, decision: Decision) -> None:
-    """b  ->  b + what the plan adds to it, so that the mean of every output stays where it was."""
+    """B  ->  b + what the plan adds to it, so that the mean of every output stays where it was."""
     if decision.bias is None:
         return
     own = constant(node.args[2])
@@ -92,7 +92,7 @@ def _correct_bias(gm: fx.GraphModule, node: fx.Node, decision: Decision) -> None
 
 
 def _shifted(gm: fx.GraphModule, x: fx.Node, decision: Decision, before: fx.Node) -> fx.Node:
-    """x * v  ->  (x - c) * v, as x * v - c * v."""
+    """X * v  ->  (x - c) * v, as x * v - c * v."""
     if decision.input_shift is None:
         return x
     offset = decision.input_shift * decision.packed.in_mul

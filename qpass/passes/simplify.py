@@ -1,7 +1,7 @@
 """Exact clean-ups of a float graph that make later patterns meet.
 
-    1. view(linear(view(x, [-1, K]), w, b), [..., N])   ->   linear(x, w, b)
-    2. 0.5 * x * (1 + tanh(sqrt(2/pi) * (x + 0.044715 * x^3)))   ->   gelu(x, tanh)
+1. view(linear(view(x, [-1, K]), w, b), [..., N])   ->   linear(x, w, b)
+2. 0.5 * x * (1 + tanh(sqrt(2/pi) * (x + 0.044715 * x^3)))   ->   gelu(x, tanh)
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def _unflatten(gm: fx.GraphModule, node: fx.Node) -> int:
     before, after = x.meta["val"], back.meta["val"]
     if before.dim() != after.dim() or str(before.shape[:-1]) != str(after.shape[:-1]) or before.dim() < 2:
         return 0
-    if str(before.shape[-1]) != str(flat.meta["val"].shape[-1]) or str(after.shape[-1]) != str(node.meta["val"].shape[-1]):
+    if str(before.shape[-1]) != str(flat.meta["val"].shape[-1]) or str(after.shape[-1]) != str(
+        node.meta["val"].shape[-1]
+    ):
         return 0
     wide = add_call(gm, aten.linear.default, (x, *node.args[1:]), node)
     back.replace_all_uses_with(wide)

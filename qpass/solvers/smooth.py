@@ -22,13 +22,13 @@ SMALLEST = 1e-5  # of the largest channel: what a dead channel is taken for
 
 
 def shift(observed: Observed, dynamic: bool) -> Tensor:
-    """c [K]: the middle of each channel where scales are static, its mean where a row gets its own."""
+    """C [K]: the middle of each channel where scales are static, its mean where a row gets its own."""
     channels = observed.range.channels
     return observed.mean.float() if dynamic else ((channels.lo.double() + channels.hi.double()) / 2).float()
 
 
 def factor(reach: Tensor, weight: Tensor, strength: float) -> Tensor:
-    """v [K] for channels that reach `reach` [K] and the weights [N, K] that read them; its mean log is 0."""
+    """V [K] for channels that reach `reach` [K] and the weights [N, K] that read them; its mean log is 0."""
     sizes = []
     for size in (reach.double(), weight.abs().amax(0).double()):
         sizes.append(size.clamp(min=max(float(size.max()) * SMALLEST, torch.finfo(torch.float32).tiny)).log())
@@ -63,7 +63,7 @@ def static_limits(observed: Observed, c: Tensor, v: Tensor) -> tuple[Tensor, Ten
 
 
 def fake_input(x: Tensor, scheme: Scheme, limits: tuple[Tensor, Tensor]) -> Tensor:
-    """x as the scheme's input type holds it: scales from its own rows, or from the limits."""
+    """X as the scheme's input type holds it: scales from its own rows, or from the limits."""
     if scheme.dynamic:
         scale, zero = affine.choose_dynamic(x, scheme.activation)
         return affine.fake_quantize(x, QParams(scale, zero, scheme.activation))

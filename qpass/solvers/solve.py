@@ -87,7 +87,9 @@ def _plain(weights: list[Tensor], scheme: Scheme, observed: Observed | None) -> 
     nothing = (None,) * len(weights)
     if not scheme.needs_calibration:
         return Solution(packed, nothing)
-    params = affine.choose_qparams(*choose_range(observed.range, scheme.activation, scheme.range_method), scheme.activation)
+    params = affine.choose_qparams(
+        *choose_range(observed.range, scheme.activation, scheme.range_method), scheme.activation
+    )
     return Solution(packed, nothing, params.scale, params.zero)
 
 

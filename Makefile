@@ -1,0 +1,34 @@
+# Each target does its own set-up in .venv, from pinned constraints.
+PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+export HF_HUB_OFFLINE = 1
+
+.PHONY: venv demo test lint bench accuracy clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python -m qpass demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: $(STAMP)
+	$(BIN)/python tests/benchmarks/minilm.py
+
+accuracy: $(STAMP)
+	$(BIN)/python tests/benchmarks/minilm.py --accuracy
+
+clean:
+	rm -rf .venv build dist *.egg-info
