@@ -13,8 +13,8 @@ INTEGER = st.builds(
 )
 WEIGHT_ONLY = st.builds("w{}a16{}".format, BITS, st.sampled_from(["", "-g32", "-g64"]))
 RANGE = st.sampled_from(["", ",range=mse", ",range=percentile:99.9", ",range=entropy"])
-SMOOTH = st.sampled_from(["", ",smooth=0.5", ",smooth=auto"])
-SOLVER = st.sampled_from(["", ",solver=gptq"])
+SMOOTH = st.sampled_from(["", ",smooth=0.5", ",smooth=none"])
+SOLVER = st.sampled_from(["", ",solver=rtn"])
 
 
 @given(st.one_of(INTEGER, WEIGHT_ONLY, st.sampled_from(NAMES)), RANGE, SMOOTH, SOLVER)
