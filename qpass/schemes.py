@@ -73,7 +73,8 @@ class Scheme:
 
     def __str__(self) -> str:
         """The text that parses back to this scheme: its name, then the options that are not the default."""
-        options = (("range", self.range_method), ("smooth", "none" if self.smooth is None else self.smooth), ("solver", self.solver))
+        smooth = "none" if self.smooth is None else self.smooth
+        options = (("range", self.range_method), ("smooth", smooth), ("solver", self.solver))
         defaults = ("minmax", "auto", "gptq")
         given = (f"{key}={value}" for (key, value), default in zip(options, defaults, strict=True) if value != default)
         return ",".join((self.name, *given))
