@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional
 
 from qpass.backends import Backend
-from qpass.backends.cpu import CENTRE, prepack
+from qpass.backends.onednn import CENTRE, prepack
 from qpass.plan import Decision, Plan
 
 MARGIN = 1.02  # integers must not be slower than float by more than measuring can tell

@@ -1,13 +1,13 @@
-"""The cpu backend: fused linears on oneDNN's int8 matmul.
+"""The cpu backend: integers through our own AVX-512 kernels, or through oneDNN, and the rest as generated kernels.
 
-    qpass.linear(x u8/t, w i8/c0, b, act, -> u8 | f32 | bf16)   ->   onednn.qlinear_pointwise, one call
-    qpass.linear(x u8/token, ...)                              ->   onednn.qlinear_pointwise, then rows scaled:
+    what                     AVX-512 VNNI           else
+    qpass.linear             qpass.packed_linear    onednn.qlinear_pointwise
+    attention in bfloat16    qpass.attention        two bmm and a generated softmax
+    pointwise, reductions    one generated kernel a region
 
-        y = s_r * (acc - (z_r - 128) * colsum) + b,   acc = scale_n * sum_k (q_rk - 128) w_nk
-
-The weight is packed into oneDNN's layout once, when the graph is lowered. Inputs are uint8 on purpose: on x86 without
-AMX oneDNN runs int8 inputs through a reference loop a thousand times slower. A sum of 255 * 127 products of u8 and s8
-is exact in the int32 accumulator of VNNI and AMX for K up to 66,000; without VNNI see `why_not`.
+A processor with AMX multiplies large integer products on oneDNN's AMX kernels and has our own for the rest. A sum of
+255 * 127 products of u8 and s8 is exact in the int32 accumulator of VNNI and AMX for K up to 66,000; without VNNI see
+`saturates`.
 """
 
 from __future__ import annotations
@@ -19,36 +19,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from qpass.backends import Backend, attention
+from qpass.backends import Backend, attention, native, onednn
 from qpass.backends.emit import emit
 from qpass.backends.inductor import compile_region
+from qpass.backends.native import lower as native_lower
+from qpass.backends.native.calls import native_calls
 from qpass.backends.regions import extract, find_regions, replace_regions, signature
-from qpass.graphs import add_call, add_constant, constant
+from qpass.graphs import constant
 
 aten = torch.ops.aten
-onednn = torch.ops.onednn
 Q = torch.ops.qpass
 
 NAME = "cpu"
 LARGEST_K = (2**31 - 1) // (255 * 127)
-# activation of qpass.linear -> oneDNN post-op name and algorithm
-POST_OPS = (
-    ("", "none", ""),
-    ("relu", "relu", ""),
-    ("gelu", "gelu", "none"),
-    ("gelu_tanh", "gelu", "tanh"),
-    ("silu", "swish", ""),
-)
-ACTIVATION_CALLS = {
-    "relu": (aten.relu.default, {}),
-    "gelu": (aten.gelu.default, {}),
-    "gelu_tanh": (aten.gelu.default, {"approximate": "tanh"}),
-    "silu": (aten.silu.default, {}),
-}
-OUTPUTS = (torch.float32, torch.bfloat16, torch.float16)
-CENTRE = 128
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -76,83 +61,35 @@ def why_not_linear(node: fx.Node) -> str | None:
     return None
 
 
-def prepack(data: Tensor) -> Tensor:
-    """int8 [N, K] -> oneDNN's blocked layout, an opaque tensor."""
-    return onednn.qlinear_prepack.default(data.contiguous(), None)
+def has_amx() -> bool:
+    """Whether oneDNN multiplies integers in AMX tiles here, eight times as fast as VNNI does."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def lower_linear(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """The nodes that compute a fused linear on oneDNN, in front of `node`; returns the last."""
-    if node.args[3] == "u8/token":
-        return _lower_dynamic(gm, node)
-    (x, x_scale, x_zero, _, data, w_scale, _, bias, other, act, out_scale, out_zero, out_type, dtype) = node.args
-    absorbed = other is None and (out_type or dtype in OUTPUTS)
-    scale, zero = float(constant(x_scale)), int(constant(x_zero))
-    if not absorbed:
-        y = _call(gm, node, (x, scale, zero), data, w_scale, bias, (1.0, 0, torch.float32, "", torch.float32))
-        return _epilogue(gm, node, y)
-    out = (1.0, 0, dtype, act, dtype)
-    if out_type:
-        out = (float(constant(out_scale)), int(constant(out_zero)), torch.uint8, act, torch.uint8)
-    return _call(gm, node, (x, scale, zero), data, w_scale, bias, out)
+    """The nodes that compute a fused linear, in front of `node`; returns the last."""
+    if has_amx() or native_lower.why_not_linear(node):
+        return onednn.lower_linear(gm, node)
+    return native_lower.lower_linear(gm, node)
 
 
-def _call(gm: fx.GraphModule, node: fx.Node, x, data, w_scale, bias, out) -> fx.Node:
-    """One onednn.qlinear_pointwise. x: (node, scale, zero); out: (scale, zero, dtype, activation, dtype)."""
-    weight = constant(data)
-    name = node.meta.get("site", "linear")
-    packed = add_constant(gm, f"{name}_packed", prepack(weight), node)
-    scale = add_constant(gm, f"{name}_scale", constant(w_scale).float().expand(weight.shape[0]).contiguous(), node)
-    zero = add_constant(gm, f"{name}_zero", torch.zeros(weight.shape[0], dtype=torch.int32), node)
-    post, algorithm = next((p, a) for act, p, a in POST_OPS if act == out[3])
-    args = (*x, packed, scale, zero, bias, out[0], out[1], out[2], post, [], algorithm)
-    with gm.graph.inserting_before(node):
-        call = gm.graph.call_function(onednn.qlinear_pointwise.default, args)
-    call.meta = {k: node.meta[k] for k in ("nn_module_stack", "site") if k in node.meta}
-    call.meta["val"] = _like(node, weight.shape[0], out[4])
-    return call
+def why_not_attention(node: fx.Node) -> str | None:
+    """None where attention is better on a kernel of this backend, or why torch's stays."""
+    return attention.why_not(node) if native_lower.why_not_attention(node) else None
 
 
-def _like(node: fx.Node, width: int, dtype: torch.dtype) -> Tensor:
-    x = node.args[0].meta["val"]
-    with x.fake_mode:
-        return torch.empty((*x.shape[:-1], width), dtype=dtype)
-
-
-def _epilogue(gm: fx.GraphModule, node: fx.Node, y: fx.Node) -> fx.Node:
-    """What is left of a fused linear after its float32 product: residual, activation, quantize or cast."""
-    other, act, out_scale, out_zero, out_type, dtype = node.args[8:14]
-    if other is not None:
-        y = add_call(gm, aten.add.Tensor, (y, other), node)
-    if act:
-        target, options = ACTIVATION_CALLS[act]
-        y = add_call(gm, target, (y,), node, **options)
-    if out_type:
-        return add_call(gm, Q.quantize.default, (y, out_scale, out_zero, out_type), node)
-    if dtype is not torch.float32:
-        y = add_call(gm, aten.to.dtype, (y, dtype), node)
-    return y
-
-
-def _lower_dynamic(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
-    (x, x_scale, x_zero, _, data, w_scale, _, bias, *_) = node.args
-    weight = constant(data)
-    acc = _call(gm, node, (x, 1.0, CENTRE), data, w_scale, None, (1.0, 0, torch.float32, "", torch.float32))
-    column = weight.sum(1, dtype=torch.float32) * constant(w_scale).float()
-    columns = add_constant(gm, f"{node.meta.get('site', 'linear')}_colsum", column, node)
-    shift = add_call(gm, aten.sub.Scalar, (x_zero, CENTRE), node)
-    acc = add_call(gm, aten.sub.Tensor, (acc, add_call(gm, aten.mul.Tensor, (shift, columns), node)), node)
-    y = add_call(gm, aten.mul.Tensor, (acc, x_scale), node)
-    if bias is not None:
-        y = add_call(gm, aten.add.Tensor, (y, bias), node)
-    return _epilogue(gm, node, y)
+def lower_attention(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The nodes that compute attention, in front of `node`; returns the last."""
+    if native_lower.why_not_attention(node):
+        return attention.lower_attention(gm, node)
+    return native_lower.lower_attention(gm, node)
 
 
 KERNELS: dict[str, Callable[..., Any]] = {}  # of this process: another capture or model finds them by signature
 
 
 def finish(gm: fx.GraphModule) -> Callable[..., Any]:
-    """The lowered graph as one Python function: oneDNN and torch calls, and a generated kernel for each region."""
+    """The lowered graph as one Python function: kernels of ours and of oneDNN, and a generated one for each region."""
     keep_pages()
     wanted: list[str] = []
     regions = find_regions(gm)
@@ -162,7 +99,10 @@ def finish(gm: fx.GraphModule) -> Callable[..., Any]:
         if wanted[-1] not in KERNELS:
             KERNELS[wanted[-1]] = compile_region(part)
     nodes = replace_regions(gm, regions)
-    return emit(gm, {node: KERNELS[key] for node, key in zip(nodes, wanted, strict=True)})
+    calls = {node: (KERNELS[key], node.args) for node, key in zip(nodes, wanted, strict=True)}
+    if native.unavailable() is None:
+        calls |= native_calls(gm)
+    return emit(gm, calls)
 
 
 @functools.cache
@@ -181,7 +121,7 @@ def keep_pages() -> None:
 
 
 def unavailable() -> str | None:
-    """None where oneDNN's int8 linear runs on this machine."""
+    """None where integers can be multiplied exactly on this machine."""
     if not torch.backends.mkldnn.is_available():
         return "this build of torch has no oneDNN"
     if saturates():
@@ -191,7 +131,7 @@ def unavailable() -> str | None:
 
 LOWERINGS = (
     (Q.linear.default, why_not_linear, lower_linear),
-    (aten.scaled_dot_product_attention.default, attention.why_not, attention.lower_attention),
+    (aten.scaled_dot_product_attention.default, why_not_attention, lower_attention),
 )
 TARGETS = tuple(target for target, _, _ in LOWERINGS)
 

@@ -10,9 +10,14 @@ from torch import fx
 
 from qpass.graphs import constant
 
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
-def emit(gm: fx.GraphModule, calls: Mapping[fx.Node, Callable[..., Any]]) -> Callable[..., Any]:
-    """A function of the graph's inputs, in placeholder order. `calls` gives what runs for nodes that are not their target."""
+
+def emit(gm: fx.GraphModule, calls: Mapping[fx.Node, Call]) -> Callable[..., Any]:
+    """A function of the graph's inputs, in placeholder order.
+
+    calls: for nodes that are not run as their target, the function that is, and which of their arguments it is given.
+    """
     scope: dict[str, Any] = {}
     names: dict[fx.Node, str] = {}
     lines: list[str] = []
@@ -38,11 +43,11 @@ def emit(gm: fx.GraphModule, calls: Mapping[fx.Node, Callable[..., Any]]) -> Cal
     return run
 
 
-def _call(node: fx.Node, calls: Mapping[fx.Node, Callable[..., Any]], names, scope) -> str:
-    args = [_source(a, names, scope) for a in node.args]
-    if node.target is operator.getitem:
+def _call(node: fx.Node, calls: Mapping[fx.Node, Call], names, scope) -> str:
+    function, given = calls.get(node, (node.target, node.args))
+    args = [_source(a, names, scope) for a in given]
+    if function is operator.getitem:
         return f"{args[0]}[{args[1]}]"
-    function = calls.get(node, node.target)
     scope[f"f{names[node]}"] = function
     args += [f"{key}={_source(value, names, scope)}" for key, value in node.kwargs.items()]
     return f"f{names[node]}({', '.join(args)})"

@@ -1,0 +1,109 @@
+// u8 [M, K] x s8 [N, K] -> [M, N]: AVX-512 VNNI, with everything that follows the product done before it is stored.
+//
+//     y[m, n] = act((acc[m, n] - row_zero[m] * offset[n]) * alpha[n] * row_scale[m] + beta[n] + other[m, n])
+//
+// stored as f32, bf16, or u8 = clamp(round(y * out_inverse) + out_zero). Up to the conversion of the sum to f32 all is exact.
+// Without row scales row_scale is 1 and the offset already holds the zero point: acc - offset.
+// Weights lie as [N / 64][K / 4][64][4]: four zmm of sixteen columns for each group of four inputs. A tile is 6 rows by 64
+// columns (tile.h). A task is a chunk of rows by some panels of 64 columns, whose weights stay in the L2 cache.
+#include "tile.h"
+
+namespace qpass {
+
+constexpr int64_t CHUNK = 48;
+enum Type { F32 = 0, BF16 = 1, U8 = 2 };
+
+struct Linear {
+  const uint8_t* x;
+  const int8_t* w;
+  const float *alpha, *beta, *row_scale;
+  const int32_t *offset, *row_zero;
+  const void* other;
+  void* out;
+  int64_t m, n, k, ldx, ld_other, ld_out;
+  int32_t act, out_type, other_type, threads;
+  float out_inverse, out_zero;
+};
+
+inline __m512 load(const void* base, int type, int64_t at, __mmask16 mask) {
+  if (type == BF16) return from_bf16(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(base) + at));
+  return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(base) + at);
+}
+
+inline void store(const Linear& p, int64_t at, __mmask16 mask, __m512 y) {
+  if (p.out_type == F32) return _mm512_mask_storeu_ps(static_cast<float*>(p.out) + at, mask, y);
+  if (p.out_type == BF16) return _mm256_mask_storeu_epi16(static_cast<uint16_t*>(p.out) + at, mask, to_bf16(y));
+  const __m512 q = _mm512_roundscale_ps(_mm512_mul_ps(y, _mm512_set1_ps(p.out_inverse)), 8);
+  _mm_mask_storeu_epi8(static_cast<uint8_t*>(p.out) + at, mask, to_u8(_mm512_add_ps(q, _mm512_set1_ps(p.out_zero))));
+}
+
+template <int ACT>
+void finish(const Linear& p, const int32_t* sums, int64_t row, int rows, int64_t column) {
+  for (int64_t v = 0; v < COLUMNS && column + v < p.n; v += 16) {
+    const int64_t n = column + v;
+    const __mmask16 mask = lanes(p.n - n);
+    const __m512 alpha = _mm512_maskz_loadu_ps(mask, p.alpha + n), beta = _mm512_maskz_loadu_ps(mask, p.beta + n);
+    const __m512i offset = _mm512_maskz_loadu_epi32(mask, p.offset + n);
+    for (int r = 0; r < rows; r++) {
+      const int64_t m = row + r;
+      const __m512i sum = _mm512_loadu_si512(sums + r * COLUMNS + v);
+      __m512 y;
+      if (p.row_scale) {
+        const __m512i shifted = _mm512_sub_epi32(sum, _mm512_mullo_epi32(_mm512_set1_epi32(p.row_zero[m]), offset));
+        y = _mm512_mul_ps(_mm512_cvtepi32_ps(shifted), alpha);
+        y = _mm512_fmadd_ps(y, _mm512_set1_ps(p.row_scale[m]), beta);
+      } else {
+        y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sum, offset)), alpha, beta);
+      }
+      if (p.other) y = _mm512_add_ps(y, load(p.other, p.other_type, m * p.ld_other + n, mask));
+      store(p, m * p.ld_out + n, mask, activate<ACT>(y));
+    }
+  }
+}
+
+using Finish = void (*)(const Linear&, const int32_t*, int64_t, int, int64_t);
+constexpr Finish FINISH[] = {finish<NONE>, finish<RELU>, finish<GELU>, finish<GELU_TANH>, finish<SILU>};
+
+void run(const Linear& p, int64_t row, int64_t row_end, int64_t panel, int64_t panel_end) {
+  alignas(64) int32_t sums[ROWS * COLUMNS];
+  const int64_t groups = (p.k + 3) / 4;
+  for (int64_t j = panel; j < panel_end; j++) {
+    const int32_t* w = reinterpret_cast<const int32_t*>(p.w) + j * groups * COLUMNS;
+    const int vectors = static_cast<int>(std::min<int64_t>(WIDE, (p.n - j * COLUMNS + 15) / 16));
+    for (int64_t m = row; m < row_end; m += ROWS) {
+      const int rows = static_cast<int>(std::min<int64_t>(ROWS, row_end - m));
+      product<Bytes>({p.x + m * p.ldx, p.ldx, w, COLUMNS, p.k / 4, static_cast<int>(p.k % 4), sums, COLUMNS}, rows, vectors);
+      FINISH[p.act](p, sums, m, rows, j * COLUMNS);
+    }
+  }
+}
+
+}  // namespace qpass
+
+extern "C" {
+
+// int8 [N, K] row-major -> [ceil(N / 64)][ceil(K / 4)][64][4], zero padded
+void qpass_pack_weight(const int8_t* weight, int8_t* packed, int64_t n, int64_t k) {
+  const int64_t groups = (k + 3) / 4;
+  for (int64_t row = 0; row < n; row++)
+    for (int64_t column = 0; column < k; column++)
+      packed[((row / 64 * groups + column / 4) * 64 + row % 64) * 4 + column % 4] = weight[row * k + column];
+}
+
+void qpass_linear(const qpass::Linear* args) {
+  const qpass::Linear& p = *args;
+  if (p.m == 0 || p.n == 0) return;
+  const int64_t panels = (p.n + qpass::COLUMNS - 1) / qpass::COLUMNS;
+  const int64_t wanted = 3 * p.threads;
+  int64_t chunk = qpass::CHUNK;
+  while (chunk > 2 * qpass::ROWS && (p.m + chunk - 1) / chunk * panels < wanted) chunk -= qpass::ROWS;
+  const int64_t chunks = (p.m + chunk - 1) / chunk;
+  const int64_t splits = std::clamp<int64_t>((wanted + chunks - 1) / chunks, 1, panels);
+  const bool parallel = p.threads > 1 && p.m * p.n * p.k > (1 << 18);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(p.threads) if (parallel)
+  for (int64_t task = 0; task < chunks * splits; task++) {
+    const int64_t c = task / splits, s = task % splits;
+    qpass::run(p, c * chunk, std::min(p.m, (c + 1) * chunk), s * panels / splits, (s + 1) * panels / splits);
+  }
+}
+}
