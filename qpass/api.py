@@ -118,7 +118,7 @@ def analyze(
         session.watching = True
     if calibration is not None:
         checks.check_count(observe(session, checks.checked(model, calibration)))
-        gather(session.observations)
+        session.observations = gather(session.observations)
     checks.check_sites(model, session.sites)
     return decide(model, session.sites, rules, session.observations)
 

@@ -53,12 +53,13 @@ def canonicalize(gm: fx.GraphModule) -> fx.GraphModule:
     for node in gm.graph.nodes:
         if node.op == "call_function":
             node.args, node.kwargs = full_arity(node.target, node.args, node.kwargs)
-    gm.graph.eliminate_dead_code(is_impure_node=_is_impure)
+    gm.graph.eliminate_dead_code(is_impure_node=is_impure)
     gm.recompile()
     return gm
 
 
-def _is_impure(node: fx.Node) -> bool:
+def is_impure(node: fx.Node) -> bool:
+    """Whether a node must stay though nobody reads it."""
     if node.op in ("placeholder", "output"):
         return True
     schema = getattr(node.target, "_schema", None)

@@ -166,7 +166,7 @@ def _fit_call(pattern: fx.Node, value: Any, bound: dict[str, Any], nodes: list[f
     orders = [value.args]
     if value.target in COMMUTATIVE:
         orders.append((value.args[1], value.args[0], *value.args[2:]))
-    why = None
+    misses: list[tuple[int, str, list[fx.Node]]] = []
     for args in orders:
         trial, covered = dict(bound), list(nodes)
         why = _fit(pattern.args, args, trial, covered) or _fit(
@@ -176,6 +176,8 @@ def _fit_call(pattern: fx.Node, value: Any, bound: dict[str, Any], nodes: list[f
             bound.update(trial)
             nodes[:] = covered
             return None
+        misses.append((len(covered), why, covered))
+    _, why, nodes[:] = max(misses, key=lambda miss: miss[0])  # the order that got furthest, the first of equals
     return why
 
 

@@ -15,8 +15,8 @@ from qpass.errors import QpassError, nearest
 @dataclass(frozen=True)
 class Backend:
     """unavailable: None where it runs on this machine, or why not. why_not: None where it takes a fused node, or why
-    not. lower: the nodes that replace one. targets: the ops it is asked about. finish: a lowered
-    graph -> a callable.
+    not. lower: the nodes that replace one. targets: the ops it is asked about. absorb: edits of its own to a graph that is
+    lowered, and their number. finish: a lowered graph -> a callable.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Backend:
     why_not: Callable[[fx.Node], str | None]
     lower: Callable[[fx.GraphModule, fx.Node], fx.Node]
     targets: tuple[Any, ...]
+    absorb: Callable[[fx.GraphModule], int]
     finish: Callable[[fx.GraphModule], Callable[..., Any]]
 
 

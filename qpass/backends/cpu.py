@@ -25,6 +25,7 @@ from qpass.backends import Backend, attention, native, onednn
 from qpass.backends.emit import emit
 from qpass.backends.inductor import compile_region
 from qpass.backends.native import lower as native_lower
+from qpass.backends.native.absorb import absorb
 from qpass.backends.native.calls import native_calls
 from qpass.backends.regions import extract, find_regions, replace_regions, signature
 from qpass.graphs import constant
@@ -146,4 +147,4 @@ def lower(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     return next(build(gm, node) for target, _, build in LOWERINGS if target is node.target)
 
 
-BACKEND = Backend(NAME, unavailable, why_not, lower, TARGETS, finish)
+BACKEND = Backend(NAME, unavailable, why_not, lower, TARGETS, absorb, finish)

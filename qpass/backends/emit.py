@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from qpass.canonical import is_impure
 from qpass.graphs import constant
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -21,9 +22,10 @@ def emit(gm: fx.GraphModule, calls: Mapping[fx.Node, Call]) -> Callable[..., Any
     scope: dict[str, Any] = {}
     names: dict[fx.Node, str] = {}
     lines: list[str] = []
-    last_use = _last_uses(gm)
+    reads = _reads(gm, calls)
+    last_use = _last_uses(reads)
     inputs: list[str] = []
-    for node in gm.graph.nodes:
+    for node in reads:
         name = names[node] = f"v{len(names)}"
         if node.op == "placeholder":
             inputs.append(name)
@@ -70,12 +72,27 @@ def _source(value: Any, names: Mapping[fx.Node, str], scope: dict[str, Any]) -> 
     return name
 
 
-def _last_uses(gm: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:
+def _reads(gm: fx.GraphModule, calls: Mapping[fx.Node, Call]) -> dict[fx.Node, list[fx.Node]]:
+    """The nodes that have to run, in order, each with the values it reads: views that a kernel reads through are not run."""
+    reads: dict[fx.Node, list[fx.Node]] = {}
+    needed: set[fx.Node] = set()
+    for node in reversed(gm.graph.nodes):
+        if node not in needed and not is_impure(node):
+            continue
+        found: list[fx.Node] = []
+        given = calls[node][1] if node in calls else node.args
+        fx.map_arg((given, node.kwargs), found.append)
+        reads[node] = found
+        needed.update(found)
+    return dict(reversed(reads.items()))
+
+
+def _last_uses(reads: Mapping[fx.Node, list[fx.Node]]) -> dict[fx.Node, list[fx.Node]]:
     """Node -> the values that nobody reads after it."""
     seen: set[fx.Node] = set()
     last: dict[fx.Node, list[fx.Node]] = {}
-    for node in reversed(gm.graph.nodes):
-        for source in node.all_input_nodes:
+    for node in reversed(reads):
+        for source in reads[node]:
             if source not in seen:
                 seen.add(source)
                 last.setdefault(node, []).append(source)

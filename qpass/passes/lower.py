@@ -23,4 +23,4 @@ def lower(gm: fx.GraphModule, context) -> int:
             gm.graph.erase_node(node)
             edits += 1
     gm.graph.eliminate_dead_code()
-    return edits
+    return edits + context.backend.absorb(gm)

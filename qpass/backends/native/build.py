@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from qpass.backends.native.arguments import OUT_TYPES, Linear
+from qpass.backends.native.arguments import LINEAR
 
 LOG = logging.getLogger("qpass")
 SOURCES = Path(__file__).parent / "src"
@@ -115,10 +115,8 @@ def _wrong(loaded: ctypes.CDLL) -> str | None:
     weight[:, ::2] = 127
     packed, ones, out = pack(loaded, weight), torch.ones(n), torch.empty(7, n)
     zeros, offset = torch.zeros(n), torch.zeros(n, dtype=torch.int32)
-    pointers = {"x": x, "w": packed, "alpha": ones, "beta": zeros, "offset": offset, "out": out}
-    sizes = {"m": 7, "n": n, "k": k, "ldx": k, "ld_out": n, "threads": 1, "out_type": OUT_TYPES[out.dtype]}
-    arguments = Linear(**{name: tensor.data_ptr() for name, tensor in pointers.items()}, **sizes)
-    loaded.qpass_linear(ctypes.byref(arguments))
+    pointers = [t.data_ptr() if t is not None else 0 for t in (x, packed, ones, zeros, None, offset, None, None, out)]
+    loaded.qpass_linear(LINEAR.pack(*pointers, 7, n, k, k, n, n, 0, 0, 0, 1, 1.0, 0.0))
     wanted = x.double() @ weight.double().t()
     return None if torch.equal(out.double(), wanted) else "the native kernels computed a product wrongly"
 

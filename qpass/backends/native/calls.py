@@ -1,7 +1,4 @@
-"""From a node of a lowered graph to the Python function that calls its kernel: what never changes is filled in once.
-
-Each call copies the prepared argument block, so that two threads may run one graph.
-"""
+"""From a node of a lowered graph to the Python function that calls its kernel: what never changes is filled in once."""
 
 from __future__ import annotations
 
@@ -13,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qpass.backends.native.arguments import ACTIVATIONS, MASKS, OUT_TYPES, STRIDES, Attention, Linear
+from qpass.backends.native.arguments import ACTIVATIONS, ATTENTION, LINEAR, MASKS, NORM, OUT_TYPES
 from qpass.backends.native.build import library
+from qpass.backends.native.views import heads_of
 from qpass.graphs import constant
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]  # what runs, and the arguments of the node it is given
 
 
 @functools.cache
-def kernel(name: str) -> Callable[[Any], None]:
+def kernel(name: str) -> Callable[[bytes], None]:
     """A function of the library that takes its argument block."""
     function = getattr(library(), name)
     function.argtypes, function.restype = (ctypes.c_void_p,), None
@@ -31,65 +29,87 @@ def kernel(name: str) -> Callable[[Any], None]:
 def linear_call(node: fx.Node) -> Call:
     """A call of qpass.packed_linear."""
     x, packed, alpha, beta, offset, row_scale, row_zero, other, n, act, out_scale, out_zero, dtype = node.args
-    launch, k = kernel("qpass_linear"), int(x.meta["val"].shape[-1])
+    launch, pack, k = kernel("qpass_linear"), LINEAR.pack, int(x.meta["val"].shape[-1])
     held = [constant(c) for c in (packed, alpha, beta, offset)]
-    template = Linear(
-        **dict(zip(("w", "alpha", "beta", "offset"), (t.data_ptr() for t in held), strict=True)),
-        **{"n": n, "k": k, "ldx": k, "ld_other": n, "ld_out": n, "act": ACTIVATIONS.index(act)},
-        **{"out_type": OUT_TYPES[dtype], "out_inverse": 1 / out_scale, "out_zero": float(out_zero)},
-    )
+    w, a, b, o = (t.data_ptr() for t in held)
+    tail = (ACTIVATIONS.index(act), OUT_TYPES[dtype])
+    inverse, zero, threads = 1 / out_scale, float(out_zero), torch.get_num_threads
 
-    def run(x: Tensor, row_scale: Tensor | None, row_zero: Tensor | None, other: Tensor | None, *, held=held) -> Tensor:
+    def run(x: Tensor, scale: Tensor | None, zeros: Tensor | None, other: Tensor | None, *, held=held) -> Tensor:
         x = x.contiguous()
         out = torch.empty((*x.shape[:-1], n), dtype=dtype)
-        a = Linear.from_buffer_copy(template)
-        a.x, a.out, a.m, a.threads = x.data_ptr(), out.data_ptr(), x.numel() // k, torch.get_num_threads()
-        if row_scale is not None and row_zero is not None:
-            row_scale, row_zero = row_scale.contiguous(), row_zero.contiguous()
-            a.row_scale, a.row_zero = row_scale.data_ptr(), row_zero.data_ptr()
+        row = rows = addend = kind = 0
+        if scale is not None and zeros is not None:
+            scale, zeros = scale.contiguous(), zeros.contiguous()
+            row, rows = scale.data_ptr(), zeros.data_ptr()
         if other is not None:
             other = other.contiguous()
-            a.other, a.other_type = other.data_ptr(), OUT_TYPES[other.dtype]
-        launch(ctypes.addressof(a))
+            addend, kind = other.data_ptr(), OUT_TYPES[other.dtype]
+        pointers = (x.data_ptr(), w, a, b, row, o, rows, addend, out.data_ptr())
+        launch(pack(*pointers, x.numel() // k, n, k, k, n, n, *tail, kind, threads(), inverse, zero))
         return out
 
     return run, (x, row_scale, row_zero, other)
 
 
 def attention_call(node: fx.Node) -> Call:
-    """A call of qpass.attention."""
+    """A call of qpass.attention. Heads that are views of one projection are read where they lie."""
     q, k, v, mask, causal, scale, mul, add = node.args
-    launch = kernel("qpass_attention")
+    launch, pack = kernel("qpass_attention"), ATTENTION.pack
     held = [None if c is None else constant(c) for c in (mul, add)]
+    affine = [0 if c is None else c.data_ptr() for c in held]
     dtype = torch.bfloat16 if mul is None else torch.uint8
-    template = Attention(causal=causal, scale=scale, to_u8=mul is not None)
-    if mul is not None:
-        template.mul, template.add = (t.data_ptr() for t in held)
+    read = [heads_of(n) for n in (q, k, v)]
+    locate_q, locate_k, locate_v = (source.locate for source in read)
+    tail = (int(causal), int(mul is not None))
 
     def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, held=held) -> Tensor:
-        q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
-        batch, heads, queries, width = q.shape
-        out = torch.empty((batch, queries, heads, v.shape[3]), dtype=dtype).transpose(1, 2)
-        a = Attention.from_buffer_copy(template)
-        a.q, a.k, a.v, a.out = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
-        a.batch, a.heads, a.kv_heads, a.queries = batch, heads, k.shape[1], queries
-        a.keys, a.width, a.out_width, a.threads = k.shape[2], width, v.shape[3], torch.get_num_threads()
-        a.q_stride, a.k_stride = STRIDES(*q.stride()[:3]), STRIDES(*k.stride()[:3])
-        a.v_stride, a.out_stride = STRIDES(*v.stride()[:3]), STRIDES(*out.stride()[:3])
+        at_q, (batch, heads, queries, width), q_strides, q = locate_q(q)
+        at_k, (_, kv_heads, keys, _), k_strides, k = locate_k(k)
+        at_v, (_, _, _, out_width), v_strides, v = locate_v(v)
+        out = torch.empty((batch, queries, heads, out_width), dtype=dtype)
+        at_mask, kind, mask_strides = 0, 0, (0, 0, 0)
         if mask is not None:
-            if mask.stride(-1) != 1 or mask.shape[-1] != k.shape[2]:
-                mask = mask.expand(*mask.shape[:-1], k.shape[2]).contiguous()
-            wide = mask.expand(batch, heads, queries, k.shape[2])
-            a.mask, a.mask_type, a.mask_stride = mask.data_ptr(), MASKS[mask.dtype], STRIDES(*wide.stride()[:3])
-        launch(ctypes.addressof(a))
-        return out
+            if mask.stride(-1) != 1 or mask.shape[-1] != keys:
+                mask = mask.expand(*mask.shape[:-1], keys).contiguous()
+            at_mask, kind = mask.data_ptr(), MASKS[mask.dtype]
+            mask_strides = [0 if size == 1 else s for size, s in zip(mask.shape, mask.stride(), strict=True)][:3]
+        sizes = (batch, heads, kv_heads, queries, keys, width, out_width)
+        out_strides = (queries * heads * out_width, out_width, heads * out_width)
+        strides = (*q_strides, *k_strides, *v_strides, *mask_strides, *out_strides)
+        pointers = (at_q, at_k, at_v, at_mask, out.data_ptr(), *affine)
+        launch(pack(*pointers, *sizes, *strides, kind, *tail, torch.get_num_threads(), scale))
+        return out.transpose(1, 2)
 
-    return run, (q, k, v, mask)
+    return run, (*(source.node for source in read), mask)
+
+
+def norm_call(node: fx.Node) -> Call:
+    """A call of qpass.norm_quantize."""
+    x, weight, bias, eps, rms, mul, add, dynamic, keep = node.args
+    launch, width = kernel("qpass_norm"), int(x.meta["val"].shape[-1])
+    held = [None if c is None else constant(c).detach().float() for c in (weight, bias, mul, add)]
+    addresses = [0 if c is None else c.data_ptr() for c in held]
+    nothing = torch.empty(0)
+
+    def run(x: Tensor, *, held=held) -> tuple[Tensor, ...]:
+        x = x.contiguous()
+        rows = (*x.shape[:-1], 1) if dynamic else (0,)
+        normed, codes = torch.empty_like(x) if keep else nothing, torch.empty(x.shape, dtype=torch.uint8)
+        scale, zero = torch.empty(rows), torch.empty(rows, dtype=torch.int32)
+        out = (normed.data_ptr() if keep else 0, codes.data_ptr())
+        out = (*out, scale.data_ptr(), zero.data_ptr()) if dynamic else (*out, 0, 0)
+        threads = torch.get_num_threads()
+        launch(NORM.pack(x.data_ptr(), *addresses, *out, x.numel() // width, width, int(rms), threads, eps))
+        return normed, codes, scale, zero
+
+    return run, (x,)
 
 
 CALLS = (
     (torch.ops.qpass.packed_linear.default, linear_call),
     (torch.ops.qpass.attention.default, attention_call),
+    (torch.ops.qpass.norm_quantize.default, norm_call),
 )
 
 

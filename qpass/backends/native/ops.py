@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qpass import affine
 from qpass.ops import activation, define
+from qpass.qtype import QType
+
+PER_ROW = QType.parse("u8/token")
 
 
 def unpack(packed: Tensor, n: int, k: int) -> Tensor:
@@ -85,6 +89,39 @@ def _attention_fake(q, k, v, mask, causal, scale, mul, add):
     return q.new_empty(shape, dtype=torch.uint8 if mul is not None else q.dtype).transpose(1, 2)
 
 
+def norm_quantize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    rms: bool,
+    mul: Tensor,
+    add: Tensor,
+    dynamic: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(y, codes, row scale, row zero) of a norm over the last axis of x, float32 [..., K], and what quantizes it.
+
+    codes: u8 [..., K], clamp(round(y * mul + add)); where dynamic, of y * mul + add by the scale and zero point of its row.
+    What is not asked for (y without keep, row scales without dynamic) is empty.
+    """
+    width = (x.shape[-1],)
+    y = functional.rms_norm(x, width, weight, eps) if rms else functional.layer_norm(x, width, weight, bias, eps)
+    if rms and bias is not None:
+        y = y + bias
+    z, kept, nothing = y * mul + add, y if keep else x.new_empty(0), x.new_empty(0)
+    if not dynamic:
+        return kept, z.round().clamp(0, 255).to(torch.uint8), nothing, nothing.to(torch.int32)
+    scale, zero = affine.choose_dynamic(z, PER_ROW)
+    return kept, affine.quantize(z, scale, zero, PER_ROW), scale, zero
+
+
+def _norm_quantize_fake(x, weight, bias, eps, rms, mul, add, dynamic, keep):
+    rows = (*x.shape[:-1], 1) if dynamic else (0,)
+    new = [x.new_empty(x.shape if keep else (0,)), x.new_empty(x.shape, dtype=torch.uint8)]
+    return (*new, x.new_empty(rows), x.new_empty(rows, dtype=torch.int32))
+
+
 OPS = (
     (
         "packed_linear(Tensor x, Tensor packed, Tensor alpha, Tensor beta, Tensor offset, Tensor? row_scale, "
@@ -97,6 +134,12 @@ OPS = (
         "-> Tensor",
         attention,
         _attention_fake,
+    ),
+    (
+        "norm_quantize(Tensor x, Tensor? weight, Tensor? bias, float eps, bool rms, Tensor mul, Tensor add, bool dynamic, "
+        "bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
+        norm_quantize,
+        _norm_quantize_fake,
     ),
 )
 
