@@ -17,7 +17,6 @@ import operator
 import re
 from dataclasses import dataclass, field
 
-import networkx
 import torch
 from torch import Tensor, fx
 
@@ -119,6 +118,8 @@ def _has_side_effect(node: fx.Node) -> bool:
 
 def find_regions(gm: fx.GraphModule) -> list[Region]:
     """The regions of a graph, in an order in which they can run."""
+    import networkx  # a tenth of a second to import
+
     fusable = fusable_nodes(gm)
     level: dict[fx.Node, int] = {}
     together = networkx.Graph()

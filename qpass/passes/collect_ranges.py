@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import networkx
 import torch
 from torch import Tensor, fx
 
@@ -36,6 +35,8 @@ JOINS = (aten.cat.default, aten.stack.default, aten.max_pool2d.default)
 
 def sharing_groups(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     """Value node -> representative of the values that must have its scale."""
+    import networkx  # a tenth of a second to import
+
     together = networkx.Graph()
     for node in gm.graph.nodes:
         together.add_node(node)

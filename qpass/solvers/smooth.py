@@ -8,6 +8,8 @@ method: it is chosen per group as the one whose output error, measured on sample
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,10 +23,34 @@ DYNAMIC_STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 SMALLEST = 1e-5  # of the largest channel: what a dead channel is taken for
 
 
+HEAVY = 0.5  # of a heavy channel's longer side that its shorter side makes room for
+
+
+def channel_limits(observed: Observed) -> tuple[Tensor, Tensor]:
+    """(lo, hi), float32 [K]: what each channel has to make room for. Calibration has seen only so much of it.
+
+    1. Every limit gets a margin of 2 / sqrt(rows), as a new row goes beyond one with probability 2 / (rows + 1).
+    2. Of n normal values the largest is near sqrt(2 ln n) standard deviations. A channel that went further has a heavy tail,
+       which another text may stretch to the other side: that side makes room for HEAVY of the longer one. Only the channel's
+       own step pays for it, since its factor is its own.
+    """
+    channels, mean = observed.range.channels, observed.mean
+    up, down = channels.hi.double() - mean, mean - channels.lo.double()
+    rows = max(observed.rows, 4)
+    spread = observed.covariance.diagonal().clamp(min=0).sqrt()
+    beyond = torch.maximum(up, down) - math.sqrt(2 * math.log(rows)) * spread
+    heavy = HEAVY * (beyond / (2 * spread).clamp(min=torch.finfo(torch.float32).tiny)).clamp(0, 1)
+    margin = 1 + 2 / math.sqrt(rows)
+    hi, lo = mean + torch.maximum(up, heavy * down) * margin, mean - torch.maximum(down, heavy * up) * margin
+    return lo.float(), hi.float()
+
+
 def shift(observed: Observed, dynamic: bool) -> Tensor:
     """C [K]: the middle of each channel where scales are static, its mean where a row gets its own."""
-    channels = observed.range.channels
-    return observed.mean.float() if dynamic else ((channels.lo.double() + channels.hi.double()) / 2).float()
+    if dynamic:
+        return observed.mean.float()
+    lo, hi = channel_limits(observed)
+    return (lo + hi) / 2
 
 
 def factor(reach: Tensor, weight: Tensor, strength: float) -> Tensor:
@@ -39,7 +65,8 @@ def factor(reach: Tensor, weight: Tensor, strength: float) -> Tensor:
 def choose_factor(observed: Observed, weight: Tensor, scheme: Scheme, c: Tensor) -> Tensor:
     """The factor with the least output error on the sampled rows; `smooth=0.5` in a scheme fixes the strength."""
     channels = observed.range.channels
-    reach = torch.maximum(channels.hi - c, c - channels.lo)
+    lo, hi = (channels.lo, channels.hi) if scheme.dynamic else channel_limits(observed)
+    reach = torch.maximum(hi - c, c - lo)
     if isinstance(scheme.smooth, float):
         return factor(reach, weight, scheme.smooth)
     strengths = DYNAMIC_STRENGTHS if scheme.dynamic else STATIC_STRENGTHS
@@ -57,9 +84,9 @@ def choose_factor(observed: Observed, weight: Tensor, scheme: Scheme, c: Tensor)
 
 
 def static_limits(observed: Observed, c: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest (x - c) * v seen."""
-    channels = observed.range.channels
-    return ((channels.lo - c) * v).min(), ((channels.hi - c) * v).max()
+    """Smallest and largest (x - c) * v to make room for."""
+    lo, hi = channel_limits(observed)
+    return ((lo - c) * v).min(), ((hi - c) * v).max()
 
 
 def fake_input(x: Tensor, scheme: Scheme, limits: tuple[Tensor, Tensor]) -> Tensor:
