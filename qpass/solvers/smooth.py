@@ -24,15 +24,21 @@ SMALLEST = 1e-5  # of the largest channel: what a dead channel is taken for
 
 
 HEAVY = 0.5  # of a heavy channel's longer side that its shorter side makes room for
+REACH, ENOUGH = (
+    4.0,
+    1024,
+)  # standard deviations that few rows are taken to reach; rows from which on limits are believed
 
 
 def channel_limits(observed: Observed) -> tuple[Tensor, Tensor]:
     """(lo, hi), float32 [K]: what each channel has to make room for. Calibration has seen only so much of it.
 
-    1. Every limit gets a margin of 2 / sqrt(rows), as a new row goes beyond one with probability 2 / (rows + 1).
+    1. A normal value is clipped at 4 standard deviations where the errors of rounding to 8 bits and of clipping are least in
+       sum. Few rows do not get that far (45 rows: 2.2), so limits are widened to it, by ENOUGH / rows where rows are more.
     2. Of n normal values the largest is near sqrt(2 ln n) standard deviations. A channel that went further has a heavy tail,
-       which another text may stretch to the other side: that side makes room for HEAVY of the longer one. Only the channel's
-       own step pays for it, since its factor is its own.
+       which another text may stretch to the other side: that side makes room for HEAVY of the longer one.
+
+    Only the channel's own step pays for its room, since its factor is its own.
     """
     channels, mean = observed.range.channels, observed.mean
     up, down = channels.hi.double() - mean, mean - channels.lo.double()
@@ -40,8 +46,9 @@ def channel_limits(observed: Observed) -> tuple[Tensor, Tensor]:
     spread = observed.covariance.diagonal().clamp(min=0).sqrt()
     beyond = torch.maximum(up, down) - math.sqrt(2 * math.log(rows)) * spread
     heavy = HEAVY * (beyond / (2 * spread).clamp(min=torch.finfo(torch.float32).tiny)).clamp(0, 1)
-    margin = 1 + 2 / math.sqrt(rows)
-    hi, lo = mean + torch.maximum(up, heavy * down) * margin, mean - torch.maximum(down, heavy * up) * margin
+    missing = min(1.0, ENOUGH / rows)
+    sides = [a + missing * (REACH * spread - a).clamp(min=0) for a in (up, down)]
+    hi, lo = mean + torch.maximum(sides[0], heavy * down), mean - torch.maximum(sides[1], heavy * up)
     return lo.float(), hi.float()
 
 

@@ -25,7 +25,7 @@ from qpass.schemes import Scheme
 from qpass.solvers.gptq import damped, gptq
 from qpass.solvers.rtn import round_to_nearest
 from qpass.solvers.smooth import choose_factor, row_steps, shift, static_limits
-from qpass.solvers.split import copies
+from qpass.solvers.split import copies, pays
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
     if free and scheme.smooth is not None:
         c = shift(observed, scheme.dynamic)
         v = choose_factor(observed, stacked, scheme, c)
-    extra, scale, zero = _static_input(scheme, observed, c, v, splits)
+    extra, scale, zero = _static_input(scheme, observed, stacked, c, v, splits)
     noise = _noise(scheme, observed, c, v, scale)
     covariance = observed.covariance * torch.outer(v, v).double()
     best = _denoised(stacked / v, covariance, noise)
@@ -93,14 +93,17 @@ def _plain(weights: list[Tensor], scheme: Scheme, observed: Observed | None) -> 
     return Solution(packed, nothing, params.scale, params.zero)
 
 
-def _static_input(scheme: Scheme, observed: Observed, c: Tensor, v: Tensor, splits: bool):
+def _static_input(scheme: Scheme, observed: Observed, weight: Tensor, c: Tensor, v: Tensor, splits: bool):
     """(extra copies, scale, zero) of a static input; nothing for one that gets its scales at run time."""
     if scheme.dynamic:
         return None, None, None
     extra = None
     if splits and scheme.smooth is not None:
+        low, levels = observed.range.lo, scheme.activation.levels - 1
         extra, top = copies(observed.range.channels.hi)
-        lo, hi = torch.tensor(observed.range.lo), torch.tensor(top)
+        if not pays(observed.sample, weight.square().sum(0), low, extra, top, levels):
+            extra, top = None, observed.range.hi
+        lo, hi = torch.tensor(low), torch.tensor(top)
     elif scheme.smooth is not None:
         lo, hi = static_limits(observed, c, v)
     else:
