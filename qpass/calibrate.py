@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qpass.capture import capture, front_end, tensor_names
+from qpass.capture import capture, front_end, held, tensor_names
 from qpass.errors import QpassError
 from qpass.observations import Observations
 from qpass.passes.annotate import describe_sites
@@ -67,7 +67,7 @@ class Session:
 
         def run(*args: Any) -> Any:
             interpreter = CollectRanges(graph, nodes, self.observations, self.batch, self.watching)
-            return interpreter.run(*args)
+            return interpreter.run(*args, *held(gm).values())
 
         return run
 

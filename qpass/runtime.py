@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qpass.backends import Backend
-from qpass.capture import capture, front_end, tensor_names
+from qpass.capture import capture, front_end, held, tensor_names
 from qpass.passes import ORDER
 from qpass.pipeline import Context, Settings, run_pipeline
 from qpass.plan import Plan
@@ -62,6 +62,8 @@ class Runtime:
             return self._build(gm, inputs)
 
     def _build(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        if any(isinstance(value, Tensor) and value.numel() == 0 for value in inputs):
+            return gm.forward  # an empty batch: there is nothing to gain
         start = time.perf_counter()
         model = self.model() if self.model else None
         graph = capture(gm, inputs, tensor_names(model) if model is not None else self.tensors or {})
@@ -72,12 +74,13 @@ class Runtime:
             backend=self.backend,
             names=self.names,
         )
-        real = [_hint(value) for value in inputs] if all_real(inputs) else None
+        everything = (*inputs, *held(gm).values())
+        real = [_hint(value) for value in everything] if all_real(everything) else None
         graph = run_pipeline(graph, ORDER, context, real)
         sites = [name for name in self.plan.decisions if name in context.sites]
         placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
         frozen = tuple(i for i, n in enumerate(placeholders) if "value" in n.meta and not n.users)
-        run = watched(self.backend.finish(graph), gm, inputs, frozen)
+        run = watched(self.backend.finish(graph), gm, everything, frozen)
         seconds = time.perf_counter() - start
         self.records.append(
             Record(context.graph_name, context.steps, sites, seconds, context.log.lines(), context.kept)
@@ -98,11 +101,16 @@ def _hint(value: Any) -> Any:
 
 
 def watched(function: Callable[..., Any], gm: fx.GraphModule, inputs: Sequence[Any], frozen: tuple[int, ...]):
-    """`function`, or the captured graph in eager mode from the moment a tensor folded into it has changed."""
+    """`function`, or the captured graph in eager mode from the moment a tensor folded into it has changed.
+
+    inputs: the graph's, then the tensors it holds itself; the result takes the first of these alone.
+    """
+    own = tuple(held(gm).values())
     watch = tuple((i, inputs[i], inputs[i]._version) for i in frozen if isinstance(inputs[i], Tensor))
     warned: list[str] = []
 
-    def run(*args: Any) -> Any:
+    def run(*given: Any) -> Any:
+        args = given + own
         for i, tensor, version in watch:
             if args[i] is not tensor or tensor._version != version:
                 break
@@ -111,7 +119,7 @@ def watched(function: Callable[..., Any], gm: fx.GraphModule, inputs: Sequence[A
         if not warned:
             warned.append(CHANGED)
             warnings.warn(CHANGED, stacklevel=2)
-        return gm(*args)
+        return gm(*given)
 
     return run
 
