@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from qpass.backends import backend_named
 from qpass.capture import capture, held
-from qpass.checks import check_calibration
+from qpass.checks import check_calibration, check_plan_alone, check_plan_fits
 from qpass.decide import decide
 from qpass.errors import QpassError, nearest
 from qpass.observations import Observations
@@ -41,7 +41,13 @@ def qpass_backend(
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     names = {id(v): _path(n) for n, v in zip(placeholders, inputs, strict=True) if _is_weight(n, v)}
     names |= {id(value): _held_path(gm, name) for name, value in held(gm).items()}
-    plan = given.get("plan") or _plan(gm, inputs, names, given)
+    weights = {names[id(v)]: v for v in (*inputs, *held(gm).values()) if id(v) in names}
+    plan = given.get("plan")
+    if plan is None:
+        plan = _plan(gm, inputs, names, weights, given)
+    else:
+        check_plan_alone(plan, given.get("scheme"), given.get("recipe"))
+        check_plan_fits(plan, weights, None)
     runtime = Runtime(plan, backend_named(given.get("backend", "auto"), device), tensors=names)
     return runtime(gm, inputs)
 
@@ -66,9 +72,8 @@ def _clean(source: str) -> str:
     return ITEM.sub(lambda m: "." + (m.group(1) or m.group(2)), ROOT.sub("", source)).strip(".")
 
 
-def _plan(gm: fx.GraphModule, inputs: Sequence[Any], names: Mapping[int, str], given: Mapping[str, Any]) -> Plan:
+def _plan(gm, inputs, names: Mapping[int, str], weights: Mapping[str, Tensor], given: Mapping[str, Any]) -> Plan:
     scheme = Scheme.parse(given.get("scheme", "w8a8-dynamic"))
     check_calibration([scheme], None)
-    weights = {names[id(v)]: v for v in (*inputs, *held(gm).values()) if id(v) in names}
     _, infos = describe_sites(capture(gm, inputs, names), SiteNames())
     return decide(weights, {i.name: i for i in infos}, Recipe.parse(given.get("recipe"), scheme), Observations())

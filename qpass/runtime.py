@@ -8,11 +8,12 @@ replaced or written to (load_state_dict, .to), the graph runs in eager mode with
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from qpass.backends import Backend
 from qpass.capture import capture, front_end, held, tensor_names
+from qpass.install import uninstall
 from qpass.passes import ORDER
 from qpass.pipeline import Context, Settings, run_pipeline
 from qpass.plan import Plan
@@ -62,11 +64,12 @@ class Runtime:
             return self._build(gm, inputs)
 
     def _build(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        if any(isinstance(value, Tensor) and value.numel() == 0 for value in inputs):
-            return gm.forward  # an empty batch: there is nothing to gain
         start = time.perf_counter()
         model = self.model() if self.model else None
-        graph = capture(gm, inputs, tensor_names(model) if model is not None else self.tensors or {})
+        names = tensor_names(model) if model is not None else self.tensors or {}
+        if any(_empty(value) for value in inputs if id(value) not in names):
+            return gm.forward  # a batch of no rows: there is nothing to gain
+        graph = capture(gm, inputs, names)
         context = Context(
             graph_name=f"graph{len(self.records)}",
             settings=Settings.from_env(),
@@ -93,6 +96,10 @@ def all_real(inputs: Sequence[Any]) -> bool:
     from torch._subclasses import FakeTensor
 
     return not any(isinstance(value, FakeTensor) for value in inputs)
+
+
+def _empty(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == 0
 
 
 def _hint(value: Any) -> Any:
@@ -133,6 +140,23 @@ def attach(model: nn.Module, plan: Plan, backend: Backend) -> Runtime:
     model._compiled_call_impl = front_end(model, runtime)
     _RUNTIMES[model] = runtime
     return runtime
+
+
+@contextlib.contextmanager
+def all_or_nothing(model: nn.Module) -> Iterator[None]:
+    """Where what follows fails or is interrupted, the model is as before: its parameters, classes and way to be called."""
+    before = [(module, dict(module._parameters)) for module in model.modules()]
+    floats = dict(model.named_parameters(remove_duplicate=False))
+    try:
+        yield
+    except BaseException:
+        uninstall(model, floats)
+        for module, parameters in before:
+            module._parameters.clear()
+            module._parameters.update(parameters)
+        model._compiled_call_impl = None
+        _RUNTIMES.pop(model, None)
+        raise
 
 
 def run_float(model: nn.Module) -> None:
