@@ -17,6 +17,7 @@ from qpass.solvers.solve import Solution, solve
 from qpass.storage import fingerprint
 
 NO_PARAMETER = "its weight is computed, not a parameter of the model"
+A_BUFFER = "its weight is a buffer of the model, not a parameter"
 NOT_REAL = "its weight is {}, schemes quantize real floating-point weights"
 BY_RECIPE = "the recipe leaves it in float"
 NOT_REACHED = "no calibration batch reached it, so its input has no range"
@@ -71,7 +72,7 @@ def _decide_group(weights, group, members, recipe: Recipe, observations: Observa
     for info in members:
         decision = _describe(weights, info, group, observations)
         scheme = recipe.scheme_for(info.name)
-        why = why_float(decision, scheme, observed) or _why_dtype(weights[info.weight])
+        why = _why_weight(weights, info.weight) or why_float(decision, scheme, observed)
         if why:
             found[info.name] = decision.as_float(why)
         else:
@@ -85,7 +86,7 @@ def _decide_group(weights, group, members, recipe: Recipe, observations: Observa
 
 def _describe(weights: Mapping[str, Tensor], info: SiteInfo, group: str, observations: Observations) -> Decision:
     shape: tuple[int, ...] = ()
-    if info.weight:
+    if info.weight in weights:
         shape = tuple(weights[info.weight].shape)
         shape = shape[::-1] if info.transposed else shape
     observed = observations.observed.get(group)
@@ -98,8 +99,6 @@ def _describe(weights: Mapping[str, Tensor], info: SiteInfo, group: str, observa
 
 def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | None) -> str | None:
     """None where the scheme can quantize the site, or the sentence that says why not."""
-    if not decision.weight:
-        return NO_PARAMETER
     if scheme is None or scheme.weight is None:
         return BY_RECIPE
     if str(scheme.weight) != "i8/c0" or (scheme.activation is not None and scheme.activation.number != "u8"):
@@ -109,7 +108,12 @@ def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | No
     return None
 
 
-def _why_dtype(weight: Tensor) -> str | None:
+def _why_weight(weights: Mapping[str, Tensor], path: str | None) -> str | None:
+    if not path:
+        return NO_PARAMETER
+    if path not in weights:
+        return A_BUFFER
+    weight = weights[path]
     name = str(weight.dtype).removeprefix("torch.")
     return None if weight.is_floating_point() and weight.dtype.itemsize > 1 else NOT_REAL.format(name)
 

@@ -18,7 +18,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     part = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
+        with open(part, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777  # what the user's umask gives a new file
         yield part
+        os.chmod(part, mode)
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, target)

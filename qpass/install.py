@@ -92,6 +92,7 @@ def uninstall(model: nn.Module, floats: Mapping[str, nn.Parameter]) -> None:
         path, _, attribute = name.rpartition(".")
         module = model.get_submodule(path)
         parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
+        module._buffers.pop(attribute, None)  # what the removal left there: the dequantized weight
         module._parameters[attribute] = floats[name]
 
 

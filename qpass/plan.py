@@ -110,7 +110,8 @@ class Plan:
         """`plan[glob] = None` (or a reason) leaves the sites that match in float."""
         matched = [name for name in self.decisions if matches(name, glob)]
         if not matched:
-            raise QpassError(f"no site of the plan matches {glob!r}.{nearest(glob, self.decisions)}")
+            choices = self.decisions if ":" in glob else {name.partition(":")[0] for name in self.decisions}
+            raise QpassError(f"no site of the plan matches {glob!r}.{nearest(glob, choices)}")
         if value is not None and (not isinstance(value, str) or is_scheme(value)):
             raise QpassError(
                 f"plan[{glob!r}] takes None or a reason to stay float, not {value!r}; another scheme needs ranges of "

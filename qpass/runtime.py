@@ -154,7 +154,7 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
         for module, parameters in before:
             module._parameters.clear()
             module._parameters.update(parameters)
-        model._compiled_call_impl = None
+        vars(model).pop("_compiled_call_impl", None)
         _RUNTIMES.pop(model, None)
         raise
 

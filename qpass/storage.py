@@ -27,6 +27,7 @@ from qpass.qtype import QType
 from qpass.schemes import Scheme
 
 VERSION = 1
+ATTEMPTS = 20  # to read a file that another process replaces meanwhile: header and tensors are opened one by one
 PLAIN = ("site", "operation", "weight", "transposed", "rows", "why", "group", "lo", "hi", "note", "made_from")
 TENSORS = ("input_scale", "input_zero", "input_shift", "input_extra", "bias")
 
@@ -60,8 +61,24 @@ def write(path: str | os.PathLike[str], kind: str, header: Mapping[str, Any], te
 def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of a file of a kind; a damaged, foreign or newer file is refused with a sentence."""
     target = Path(path)
+    for attempt in range(ATTEMPTS):
+        before = _identity(target)
+        try:
+            return _read(target, kind)
+        except QpassError:
+            if attempt == ATTEMPTS - 1 or before == _identity(target):
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _identity(target: Path) -> tuple[int, int]:
     if not target.is_file():
         raise QpassError(f"there is no file {target}.")
+    found = target.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read(target: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(str(target), "pt") as file:
             metadata = file.metadata() or {}
