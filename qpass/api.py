@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from qpass import checks, profit
-from qpass.backends import backend_named
-from qpass.calibrate import Batch, Session, call_arguments, gather, observe
+from qpass.backends import Backend, backend_named
+from qpass.calibrate import Batch, Session, buffers_kept, call_arguments, gather, observe
 from qpass.decide import decide
 from qpass.install import copy_for_packing, install, uninstall
 from qpass.observations import Observations
+from qpass.pipeline import Settings
 from qpass.plan import Plan, SiteInfo
-from qpass.runtime import attach, run_float
+from qpass.runtime import all_or_nothing, attach, run_float
 from qpass.schemes import Recipe, Scheme
 
 LOG = logging.getLogger("qpass")
@@ -43,23 +44,48 @@ def compile(
     inplace: pack the weights of this very model instead of a copy. guard: leave sites in float that are faster so
     (default: only where scheme is omitted).
     """
+    Settings.from_env()
     checks.check_model(model)
-    device = checks.device_of(model)
-    chosen = backend_named(backend, device)
+    chosen = backend_named(backend, checks.device_of(model))
+    judged = plan is None and scheme is None and guard is not False and example_inputs is not None
     if plan is not None:
-        checks.check_plan_alone(plan, scheme, calibration, recipe)
+        _check_plan(model, plan, example_inputs, scheme, calibration, recipe)
     else:
         plan = analyze(model, scheme, example_inputs, calibration, recipe)
         profit.guard(plan, chosen, decide=scheme is None if guard is None else guard)
-    target = model if inplace else copy_for_packing(model, plan.packed)
-    install(target, plan.packed)
-    attach(target, plan, chosen)
-    if scheme is None and plan.scheme is not None and guard is not False and example_inputs is not None:
-        _never_slower(model, target, plan, example_inputs)
-    if example_inputs is not None:
-        checks.warm_up(target, example_inputs)
-    LOG.info("%s", plan.summary())
+    target = model if inplace and not judged else copy_for_packing(model, plan.packed)
+    with buffers_kept(model), buffers_kept(target), all_or_nothing(target):
+        _equip(target, plan, chosen)
+        if judged:
+            _never_slower(model, target, plan, example_inputs)
+            target = _moved(model, plan, chosen) if inplace else target
+        if example_inputs is not None:
+            checks.warm_up(target, example_inputs)
+    nothing = scheme is not None and not plan.quantized
+    LOG.log(logging.WARNING if nothing else logging.INFO, "%s", plan.summary())
     return target
+
+
+def _check_plan(model: nn.Module, plan: Plan, example_inputs: Batch | None, *others: object) -> None:
+    checks.check_plan_alone(plan, *others)
+    checks.check_plan_fits(plan, dict(model.named_parameters(remove_duplicate=False)), type(model).__name__)
+    if example_inputs is not None:
+        checks.check_inputs(model, example_inputs, "example_inputs")
+
+
+def _equip(target: nn.Module, plan: Plan, backend: Backend) -> None:
+    """Packs the weights of a model in place and makes it run compiled."""
+    install(target, plan.packed)
+    attach(target, plan, backend)
+
+
+def _moved(model: nn.Module, plan: Plan, backend: Backend) -> nn.Module:
+    """The caller's own model, made what a trial on its copy has shown to be best."""
+    with all_or_nothing(model):
+        _equip(model, plan, backend)
+        if not plan.quantized:
+            run_float(model)
+    return model
 
 
 CLEAR_GAIN = 0.25  # of the float model's time: predicted gains above it need no second look
@@ -82,7 +108,7 @@ def _never_slower(model: nn.Module, target: nn.Module, plan: Plan, example: Batc
         plan.notes.append(f"the whole model is faster in float: {as_float:.0f} us, {quantized:.0f} us quantized")
     else:
         plan.notes.append("no site gains from integers here: the model runs in float, through torch.compile")
-    uninstall(target, model)
+    uninstall(target, dict(model.named_parameters(remove_duplicate=False)))
     for d in plan.quantized:
         plan.decisions[d.site] = d.as_float("the whole model is faster in float")
     run_float(target)
@@ -103,7 +129,8 @@ def analyze(
 ) -> Plan:
     """What `compile` would do, as a Plan to print, edit, save and compile with. The model is not changed."""
     checks.check_model(model)
-    parsed = Scheme.parse(scheme or (STATIC if calibration is not None else DYNAMIC))
+    default = STATIC if calibration is not None else DYNAMIC
+    parsed = Scheme.parse(default if scheme is None else scheme)
     rules = Recipe.parse(recipe, parsed)
     schemes = [parsed, *(s for _, s in rules.rules if s is not None)]
     checks.check_calibration(schemes, calibration)
@@ -111,14 +138,15 @@ def analyze(
         return decide(model, _module_sites(model), rules, Observations())
     session = Session(model)
     session.observations.moments = calibration is not None
-    if example_inputs is not None:
-        checks.check_inputs(model, example_inputs, "example_inputs")
-        session.watching = False
-        session.run(example_inputs, "example_inputs")
-        session.watching = True
-    if calibration is not None:
-        checks.check_count(observe(session, checks.checked(model, calibration)))
-        session.observations = gather(session.observations)
+    with buffers_kept(model):
+        if example_inputs is not None:
+            checks.check_inputs(model, example_inputs, "example_inputs")
+            session.watching = False
+            session.run(example_inputs, "example_inputs")
+            session.watching = True
+        if calibration is not None:
+            checks.check_count(observe(session, checks.checked(model, calibration)))
+            session.observations = gather(session.observations)
     checks.check_sites(model, session.sites)
     return decide(model, session.sites, rules, session.observations)
 
@@ -130,5 +158,5 @@ def _module_sites(model: nn.Module) -> dict[str, SiteInfo]:
         if isinstance(module, nn.Linear):
             name = f"{path}:linear.0"
             found[name] = SiteInfo(name, "linear", f"{path}.weight" if path else "weight")
-    checks.check_sites(model, found)
+    checks.check_sites(model, found, ran=False)
     return found

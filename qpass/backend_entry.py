@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from qpass.backends import backend_named
-from qpass.canonical import canonicalize
-from qpass.capture import retrace
-from qpass.checks import check_calibration
+from qpass.capture import capture, held
+from qpass.checks import check_calibration, check_plan_alone, check_plan_fits
 from qpass.decide import decide
 from qpass.errors import QpassError, nearest
 from qpass.observations import Observations
@@ -39,14 +38,18 @@ def qpass_backend(
                 f"option {key!r} of backend 'qpass' is not one of {', '.join(OPTIONS)}.{nearest(key, OPTIONS)}"
             )
     device = next((v.device for v in inputs if isinstance(v, Tensor)), torch.device("cpu"))
-    names = {id(v): _path(n) for n, v in zip(_placeholders(gm), inputs, strict=True) if _is_weight(n, v)}
-    plan = given.get("plan") or _plan(gm, inputs, names, given)
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    names = {id(v): _path(n) for n, v in zip(placeholders, inputs, strict=True) if _is_weight(n, v)}
+    names |= {id(value): _held_path(gm, name) for name, value in held(gm).items()}
+    weights = {names[id(v)]: v for v in (*inputs, *held(gm).values()) if id(v) in names}
+    plan = given.get("plan")
+    if plan is None:
+        plan = _plan(gm, inputs, names, weights, given)
+    else:
+        check_plan_alone(plan, given.get("scheme"), given.get("recipe"))
+        check_plan_fits(plan, weights, None)
     runtime = Runtime(plan, backend_named(given.get("backend", "auto"), device), tensors=names)
     return runtime(gm, inputs)
-
-
-def _placeholders(gm: fx.GraphModule) -> list[fx.Node]:
-    return [node for node in gm.graph.nodes if node.op == "placeholder"]
 
 
 def _is_weight(node: fx.Node, value: Any) -> bool:
@@ -56,17 +59,21 @@ def _is_weight(node: fx.Node, value: Any) -> bool:
 def _path(node: fx.Node) -> str:
     """Path of a parameter from the name the front end gave it."""
     source = node.meta.get("grapharg")
-    name = source.source.name if source is not None else str(node.target)
-    return ITEM.sub(lambda m: "." + (m.group(1) or m.group(2)), ROOT.sub("", name)).strip(".")
+    return _clean(source.source.name if source is not None else str(node.target))
 
 
-def _plan(gm: fx.GraphModule, inputs: Sequence[Any], names: Mapping[int, str], given: Mapping[str, Any]) -> Plan:
+def _held_path(gm: fx.GraphModule, name: str) -> str:
+    """Path of a parameter that the front end left on the graph's module under `name`."""
+    source = getattr(gm, "_param_name_to_source", {}).get(name)
+    return _clean(source.name) if source is not None else name
+
+
+def _clean(source: str) -> str:
+    return ITEM.sub(lambda m: "." + (m.group(1) or m.group(2)), ROOT.sub("", source)).strip(".")
+
+
+def _plan(gm, inputs, names: Mapping[int, str], weights: Mapping[str, Tensor], given: Mapping[str, Any]) -> Plan:
     scheme = Scheme.parse(given.get("scheme", "w8a8-dynamic"))
     check_calibration([scheme], None)
-    graph = retrace(gm, inputs)
-    weights = {names[id(v)]: v for v in inputs if id(v) in names}
-    for node, value in zip(_placeholders(graph), inputs, strict=True):
-        if id(value) in names:
-            node.meta["fqn"], node.meta["value"] = names[id(value)], value
-    _, infos = describe_sites(canonicalize(graph), SiteNames())
+    _, infos = describe_sites(capture(gm, inputs, names), SiteNames())
     return decide(weights, {i.name: i for i in infos}, Recipe.parse(given.get("recipe"), scheme), Observations())

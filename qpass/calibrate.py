@@ -6,6 +6,7 @@ Memory does not grow with the batches: each is looked at once and forgotten. Obs
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qpass.capture import capture, front_end, tensor_names
+from qpass.capture import capture, front_end, held, tensor_names
 from qpass.errors import QpassError
 from qpass.observations import Observations
 from qpass.passes.annotate import describe_sites
@@ -38,6 +39,37 @@ def call_arguments(batch: Batch, what: str) -> tuple[tuple[Any, ...], dict[str, 
         f"{what} is a {type(batch).__name__}; expected a tensor, a tuple of positional arguments or a mapping of "
         "keyword arguments (a list of inputs: make it a tuple)."
     )
+
+
+def describe(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """The arguments of a call in short: dtype and shape of a tensor, the type of anything else."""
+    named = [*(("", value) for value in args), *((f"{key}=", value) for key, value in kwargs.items())]
+    return ", ".join(name + _short(value) for name, value in named)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return type(value).__name__
+
+
+@contextlib.contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever the model's forward does to its own buffers (a counter, a cache) is undone at the end."""
+    before = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, values in before:
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, values):
+                    buffer.copy_(values)
 
 
 @dataclass
@@ -67,20 +99,37 @@ class Session:
 
         def run(*args: Any) -> Any:
             interpreter = CollectRanges(graph, nodes, self.observations, self.batch, self.watching)
-            return interpreter.run(*args)
+            return interpreter.run(*args, *held(gm).values())
 
         return run
 
     def run(self, batch: Batch, what: str) -> Any:
-        """Calls the model on one batch; an error of the model's own is raised as it is, with a note."""
+        """Calls the model on one batch; an error on the way is explained, with the model's own as its cause."""
         args, kwargs = call_arguments(batch, what)
         try:
             return self.call(*args, **kwargs)
         except QpassError:
             raise
         except Exception as error:
-            error.add_note(f"qpass: raised while running {type(self.model).__name__} on {what}")
-            raise
+            cause, why = self._why(error, args, kwargs)
+            raise QpassError(f"{what} ({describe(args, kwargs)}): {why}") from cause
+
+    def _why(self, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Exception, str]:
+        """What failed, and a sentence: the model itself, which is asked again in eager mode, or its capture."""
+        kind = type(self.model).__name__
+        try:
+            with torch.no_grad():
+                self.model(*args, **kwargs)
+        except Exception as own:
+            return own, (
+                f"{kind}.forward raised {type(own).__name__}: {own}. The float model does so without qpass; pass inputs "
+                "that it runs on, or mend its forward."
+            )
+        first = (str(error).splitlines() or [""])[0]
+        return error, (
+            f"{kind} runs on it, but torch.compile's front end could not capture it: {type(error).__name__}: {first}. "
+            "See the cause above; torch.compile(model, backend='eager') shows whether it is the front end alone."
+        )
 
 
 def observe(session: Session, batches: Iterable[Batch]) -> int:

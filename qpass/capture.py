@@ -4,7 +4,8 @@
 
 What the front end cannot put into a graph (a branch on data, a call into C) it runs as Python between graphs, so a
 model that torch.compile can run is a model that can be captured. Parameters and buffers are placeholders that carry
-`meta["fqn"]`, their path in the model, and `meta["value"]`, the tensor itself.
+`meta["fqn"]`, their path in the model, and `meta["value"]`, the tensor itself. Where the front end leaves them on the
+graph's module (inductor's `freezing` setting makes it), they are lifted: the graph's last inputs, in `held` order.
 """
 
 from __future__ import annotations
@@ -59,17 +60,34 @@ def front_end(model: nn.Module, backend: GraphBackend) -> Callable[..., Any]:
     return run
 
 
+def held(gm: fx.GraphModule) -> dict[str, Tensor]:
+    """Tensors that a graph of the front end holds itself, by name; a tied one once. Usually none."""
+    return dict(gm.named_parameters()) | dict(gm.named_buffers())
+
+
 def capture(gm: fx.GraphModule, inputs: Sequence[Any], names: Mapping[int, str]) -> fx.GraphModule:
     """A graph as the front end hands it over -> the same graph in canonical form.
 
-    `inputs` are what the front end gives its backend: tensors and symbolic sizes, in the order of the placeholders.
+    `inputs` are what the front end gives its backend: tensors and symbolic sizes, in the order of the placeholders. The
+    result takes these, then what `held(gm)` gives.
     """
     graph = retrace(gm, inputs)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    for node, value in zip(placeholders, inputs, strict=True):
+    for node, value in zip(placeholders, (*inputs, *held(gm).values()), strict=True):
         if isinstance(value, Tensor) and id(value) in names:
             node.meta["fqn"], node.meta["value"] = names[id(value)], value
     return canonicalize(graph)
+
+
+class _Interpreted(nn.Module):
+    """Runs a graph node by node, so that each operation recorded on the way carries the node's meta."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, *args: Any) -> Any:
+        return fx.Interpreter(self.graph).run(*args)
 
 
 def retrace(gm: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
@@ -81,16 +99,23 @@ def retrace(gm: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
     if mode is None:
         mode = torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
     symbolic = context.tensor_to_context if context else {}
+    lifted = held(gm)
+    module = _Interpreted(gm)
 
     def fake(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         known = symbolic.get(value)
-        return mode.from_tensor(value, symbolic_context=known, static_shapes=known is None)
+        source = known.tensor_source if known is not None else None  # with it, sizes and strides keep their symbols
+        return mode.from_tensor(value, symbolic_context=known, static_shapes=known is None, source=source)
 
-    fakes = [fake(value) for value in inputs]
+    def run(*args: Any) -> Any:
+        own = {f"graph.{name}": value for name, value in zip(lifted, args[len(inputs) :], strict=True)}
+        return torch.func.functional_call(module, own, args[: len(inputs)])
+
+    fakes = [*map(fake, inputs), *(mode.from_tensor(value, static_shapes=True) for value in lifted.values())]
     with contextlib.ExitStack() as stack:
         stack.enter_context(mode)
         stack.enter_context(torch.fx.traceback.preserve_node_meta())
         stack.enter_context(torch.no_grad())
-        return make_fx(fx.Interpreter(gm).run, pre_dispatch=True)(*fakes)
+        return make_fx(run, pre_dispatch=True)(*fakes)

@@ -14,6 +14,7 @@ from qpass.errors import QpassError
 from qpass.install import packed_weights
 from qpass.plan import Plan, SiteInfo
 from qpass.schemes import Scheme
+from qpass.storage import fingerprint
 
 
 def check_model(model: object) -> None:
@@ -28,8 +29,10 @@ def check_model(model: object) -> None:
         raise QpassError(f"this {kind} is already compiled by {done}; compile the float model it was made from.")
     if packed_weights(model):
         raise QpassError(f"the weights of this {kind} are packed already; compile the float model it was made from.")
-    if model.training:
-        raise QpassError(f"this {kind} is in training mode; call model.eval() first (dropout and batch norm differ).")
+    for path, module in model.named_modules():
+        if module.training:
+            which = f"{path!r} of this {kind}" if path else f"this {kind}"
+            raise QpassError(f"{which} is in training mode; call model.eval() first (dropout and batch norm differ).")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise QpassError(f"{name} is on the meta device, so it has no values; load the weights first.")
@@ -78,6 +81,29 @@ def check_plan_alone(plan: object, *others: object) -> None:
         raise QpassError("plan already holds the scheme, calibration and recipe it was made with; pass it alone.")
 
 
+def check_plan_fits(plan: Plan, weights: Mapping[str, Tensor], whole: str | None) -> None:
+    """The plan was made from this model. whole: the model's class, where `weights` are all of its parameters."""
+    for d in plan.quantized:
+        found = weights.get(d.weight)
+        if found is None:
+            if whole is None:
+                continue
+            raise QpassError(
+                f"{d.site}: the plan has a weight {d.weight!r} that this {whole} lacks; compile the model the plan was "
+                "made from."
+            )
+        if d.packed is not None and found.shape != d.packed.data.shape:
+            raise QpassError(
+                f"{d.site}: the plan's weight {d.weight!r} is {tuple(d.packed.data.shape)}, the model's "
+                f"{tuple(found.shape)}; compile the model the plan was made from."
+            )
+        if d.made_from and d.made_from != fingerprint(found):
+            raise QpassError(
+                f"{d.site}: the plan's integers stand for other values than {d.weight!r} has now; call qpass.analyze on "
+                "this model (qpass.save and qpass.load carry weights from one model to another)."
+            )
+
+
 def check_inputs(model: nn.Module, batch: Batch, what: str) -> None:
     """A batch that fits the model's signature and is not empty."""
     args, kwargs = call_arguments(batch, what)
@@ -90,7 +116,7 @@ def check_inputs(model: nn.Module, batch: Batch, what: str) -> None:
             "arguments or a mapping of keyword arguments."
         ) from error
     for name, value in (*enumerate(args), *kwargs.items()):
-        if isinstance(value, Tensor) and value.numel() == 0:
+        if isinstance(value, Tensor) and value.dim() and value.shape[0] == 0:
             raise QpassError(
                 f"{what}[{name!r}] of shape {tuple(value.shape)} is empty; a batch needs at least one row."
             )
@@ -103,8 +129,13 @@ def checked(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
         yield batch
 
 
-def check_sites(model: nn.Module, sites: Mapping[str, SiteInfo]) -> None:
-    """The model has something to quantize."""
+def check_sites(model: nn.Module, sites: Mapping[str, SiteInfo], ran: bool = True) -> None:
+    """The model has something to quantize. ran: whether it was run to find out."""
+    if not ran and not sites:
+        raise QpassError(
+            f"{type(model).__name__} has no nn.Linear module; pass example_inputs, so that it can be run to find its "
+            "other products with a weight."
+        )
     if not any(info.operation == "linear" and info.weight for info in sites.values()):
         found = ", ".join(sorted({info.operation for info in sites.values()})) or "no matrix product at all"
         raise QpassError(

@@ -13,11 +13,15 @@ from qpass.packing import Packed
 from qpass.passes.annotate import OTHER_SITES
 from qpass.plan import Decision, Plan, SiteInfo
 from qpass.schemes import Recipe, Scheme
-from qpass.solvers.solve import solve
+from qpass.solvers.solve import Solution, solve
+from qpass.storage import fingerprint
 
 NO_PARAMETER = "its weight is computed, not a parameter of the model"
+A_BUFFER = "its weight is a buffer of the model, not a parameter"
+NOT_REAL = "its weight is {}, schemes quantize real floating-point weights"
 BY_RECIPE = "the recipe leaves it in float"
 NOT_REACHED = "no calibration batch reached it, so its input has no range"
+EXTREME = "its input spans too many orders of magnitude for second moments; its weight is rounded to nearest"
 LOW_BIT = "the scheme's weight type {} is not executed yet; types that run: i8/c0"
 
 
@@ -68,7 +72,7 @@ def _decide_group(weights, group, members, recipe: Recipe, observations: Observa
     for info in members:
         decision = _describe(weights, info, group, observations)
         scheme = recipe.scheme_for(info.name)
-        why = why_float(decision, scheme, observed)
+        why = _why_weight(weights, info.weight) or why_float(decision, scheme, observed)
         if why:
             found[info.name] = decision.as_float(why)
         else:
@@ -82,7 +86,7 @@ def _decide_group(weights, group, members, recipe: Recipe, observations: Observa
 
 def _describe(weights: Mapping[str, Tensor], info: SiteInfo, group: str, observations: Observations) -> Decision:
     shape: tuple[int, ...] = ()
-    if info.weight:
+    if info.weight in weights:
         shape = tuple(weights[info.weight].shape)
         shape = shape[::-1] if info.transposed else shape
     observed = observations.observed.get(group)
@@ -95,8 +99,6 @@ def _describe(weights: Mapping[str, Tensor], info: SiteInfo, group: str, observa
 
 def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | None) -> str | None:
     """None where the scheme can quantize the site, or the sentence that says why not."""
-    if not decision.weight:
-        return NO_PARAMETER
     if scheme is None or scheme.weight is None:
         return BY_RECIPE
     if str(scheme.weight) != "i8/c0" or (scheme.activation is not None and scheme.activation.number != "u8"):
@@ -106,12 +108,22 @@ def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | No
     return None
 
 
+def _why_weight(weights: Mapping[str, Tensor], path: str | None) -> str | None:
+    if not path:
+        return NO_PARAMETER
+    if path not in weights:
+        return A_BUFFER
+    weight = weights[path]
+    name = str(weight.dtype).removeprefix("torch.")
+    return None if weight.is_floating_point() and weight.dtype.itemsize > 1 else NOT_REAL.format(name)
+
+
 def quantize_group(
     named: Mapping[str, Tensor], decisions: list[Decision], scheme: Scheme, observed: Observed | None, epilogue: bool
 ) -> list[Decision]:
     """Chooses the shared input parameters and rounds each weight."""
     weights = [_weight(named, d) for d in decisions]
-    solution = solve(weights, scheme, observed, free=scheme.dynamic or not epilogue, splits=epilogue)
+    solution, note = _solve(weights, scheme, observed, epilogue)
     done = []
     for decision, packed, bias in zip(decisions, solution.packed, solution.bias, strict=True):
         packed = _turned(packed) if decision.transposed else packed
@@ -126,9 +138,25 @@ def quantize_group(
                 input_extra=solution.extra,
                 bias=bias,
                 packed=packed,
+                made_from=fingerprint(named[decision.weight]),
+                note=note,
             )
         )
     return done
+
+
+def _solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, epilogue: bool) -> tuple[Solution, str]:
+    """The solution, and a note where its input's second moments are of no use: then weights are rounded to nearest."""
+    free = scheme.dynamic or not epilogue
+    try:
+        solution = solve(weights, scheme, observed, free=free, splits=epilogue)
+    except torch.linalg.LinAlgError:
+        solution = None
+    if solution is not None and solution.finite:
+        return solution, ""
+    assert observed is not None  # without statistics nothing is inverted, and nothing overflows
+    bare = dataclasses.replace(observed, moment=None)
+    return solve(weights, scheme, bare, free=free, splits=epilogue), EXTREME
 
 
 def _weight(named: Mapping[str, Tensor], decision: Decision) -> Tensor:

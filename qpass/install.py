@@ -37,6 +37,7 @@ class PackedWeight(nn.Module):
         weight = torch.ops.qpass.dequantize.default(data, scale, None, self.type, self.dtype)
         if in_mul is None:
             return weight
+        in_mul = in_mul.to(self.dtype)
         return weight * (in_mul[:, None] if self.axis == 1 else in_mul)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
@@ -85,13 +86,13 @@ def _holders(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
                 yield module, attribute
 
 
-def uninstall(model: nn.Module, source: nn.Module) -> None:
-    """Puts the float parameters of `source` back in the place of packed ones, tied as they were."""
-    floats = dict(source.named_parameters(remove_duplicate=False))
+def uninstall(model: nn.Module, floats: Mapping[str, nn.Parameter]) -> None:
+    """Puts float parameters, by path, back in the place of packed ones, tied as they were."""
     for name in packed_weights(model):
         path, _, attribute = name.rpartition(".")
         module = model.get_submodule(path)
         parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
+        module._buffers.pop(attribute, None)  # what the removal left there: the dequantized weight
         module._parameters[attribute] = floats[name]
 
 

@@ -30,9 +30,14 @@ def quantize_dynamic(
     scheme = dict(SCHEMES).get(dtype)
     if scheme is None:
         raise QpassError(f"dtype {dtype} is not one of torch.qint8 (per-row int8) and torch.float16 (weights alone).")
-    if model.training:
-        model.eval()  # as the call it replaces: it is used on freshly loaded models
-    return compile(model, scheme, recipe=_recipe(model, qconfig_spec, scheme), inplace=inplace)
+    training = [module for module in model.modules() if module.training]
+    model.eval()  # as the call it replaces: it is used on freshly loaded models
+    try:
+        return compile(model, scheme, recipe=_recipe(model, qconfig_spec, scheme), inplace=inplace)
+    finally:
+        if not inplace:
+            for module in training:
+                module.training = True
 
 
 def _recipe(

@@ -11,7 +11,7 @@ from qpass.backends import backend_named
 from qpass.errors import QpassError
 from qpass.install import copy_for_packing, install, packed_weights
 from qpass.plan import Plan
-from qpass.runtime import attach, runtime_of
+from qpass.runtime import all_or_nothing, attach, runtime_of
 from qpass.storage import plan_from_data, plan_to_data, read, write
 
 
@@ -35,11 +35,12 @@ def load(path: str | os.PathLike[str], model: nn.Module, backend: str = "auto", 
     _check_fits(plan, state, model, header["model"])
     chosen = backend_named(backend, checks.device_of(model))
     target = model if inplace else copy_for_packing(model, plan.packed)
-    install(target, plan.packed)
+    with all_or_nothing(target):
+        install(target, plan.packed)
+        attach(target, plan, chosen)
     own = dict(_other_state(target))
     for name, value in state.items():
         own[name].data.copy_(value)
-    attach(target, plan, chosen)
     return target
 
 
@@ -57,13 +58,20 @@ def _prefix(weight: str) -> str:
 
 def _check_fits(plan: Plan, state: dict[str, Tensor], model: nn.Module, saved: str) -> None:
     named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    wanted = {d.weight: d.packed.data.shape for d in plan.quantized if d.packed is not None}
-    wanted |= {name: t.shape for name, t in state.items()}
-    for name, shape in wanted.items():
+    kind, advice = type(model).__name__, "build the model with the configuration it was saved with."
+    wanted = {name: packed.data for name, packed in plan.packed.items()} | state
+    for name, value in wanted.items():
         if name not in named:
-            raise QpassError(f"the file holds a {saved} with {name!r}, which this {type(model).__name__} lacks.")
-        if named[name].shape != shape:
+            raise QpassError(f"the file holds a {saved} with {name!r}, which this {kind} lacks; {advice}")
+        if named[name].shape != value.shape:
+            shapes = f"{tuple(value.shape)} in the file and {tuple(named[name].shape)}"
+            raise QpassError(f"{name!r} is {shapes} in this {kind}; {advice}")
+        if name in state and named[name].dtype != value.dtype:
             raise QpassError(
-                f"{name!r} is {tuple(shape)} in the file and {tuple(named[name].shape)} in this {type(model).__name__}; "
-                "build the model with the configuration it was saved with."
+                f"{name!r} is {value.dtype} in the file and {named[name].dtype} in this {kind}; load into "
+                f"model.to({value.dtype})."
             )
+    covered = {id(named[name]) for name in wanted}
+    for name, tensor in named.items():
+        if id(tensor) not in covered:
+            raise QpassError(f"this {kind} has {name!r}, which the saved {saved} lacks; {advice}")

@@ -58,7 +58,10 @@ class Settings:
                     f"{name}={value!r} is not one of {', '.join(filter(None, choices))}.{nearest(value, choices)}"
                 )
             values[name] = value
-        return Settings(values["QPASS_CHECK"], os.environ.get("QPASS_DUMP", ""), values["QPASS_LOG"])
+        dump = os.environ.get("QPASS_DUMP", "")
+        if dump:
+            _dump(Path(dump), None, "")
+        return Settings(values["QPASS_CHECK"], dump, values["QPASS_LOG"])
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,18 @@ def _record(gm: fx.GraphModule, context: Context, name: str, level: str, edits: 
     step = Step(name, level, text(gm), edits, seconds)
     if context.settings.dump:
         folder = Path(context.settings.dump) / context.graph_name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{len(context.steps):02d}_{name}.txt").write_text(step.text + "\n")
+        _dump(folder, f"{len(context.steps):02d}_{name}.txt", step.text + "\n")
     context.steps.append(step)
+
+
+def _dump(folder: Path, name: str | None, content: str) -> None:
+    """Writes a text into a folder, made where it is missing; without a name, only makes it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if name is not None:
+            (folder / name).write_text(content)
+    except OSError as error:
+        raise QpassError(f"QPASS_DUMP: cannot write to {folder}: {error.strerror}; name another folder.") from error
 
 
 def _results(gm: fx.GraphModule, inputs: Sequence[Any]) -> list[Tensor]:

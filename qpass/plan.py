@@ -18,7 +18,7 @@ from torch import Tensor
 from qpass.errors import QpassError, nearest
 from qpass.packing import Packed
 from qpass.qtype import QType
-from qpass.schemes import Scheme
+from qpass.schemes import Scheme, is_scheme
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Decision:
     rows * N * K is its multiply-adds. group: name of the first site that reads the same input; sites of a group share
     one quantize. lo, hi: the input's range in calibration. input_scale, input_zero: of a static input. input_shift:
     [K], subtracted from the input before its factor (packed.in_mul). input_extra: [K], copies of its channels (see
-    solvers/split). bias: [N], added to the module's own where the input is quantized.
+    solvers/split). bias: [N], added to the module's own where the input is quantized. made_from: fingerprint of the float
+    weight that the integers stand for.
     """
 
     site: str
@@ -67,6 +68,7 @@ class Decision:
     bias: Tensor | None = None
     packed: Packed | None = None
     note: str = ""
+    made_from: str = ""
 
     @property
     def quantized(self) -> bool:
@@ -108,8 +110,9 @@ class Plan:
         """`plan[glob] = None` (or a reason) leaves the sites that match in float."""
         matched = [name for name in self.decisions if matches(name, glob)]
         if not matched:
-            raise QpassError(f"no site of the plan matches {glob!r}.{nearest(glob, self.decisions)}")
-        if value is not None and not isinstance(value, str):
+            choices = self.decisions if ":" in glob else {name.partition(":")[0] for name in self.decisions}
+            raise QpassError(f"no site of the plan matches {glob!r}.{nearest(glob, choices)}")
+        if value is not None and (not isinstance(value, str) or is_scheme(value)):
             raise QpassError(
                 f"plan[{glob!r}] takes None or a reason to stay float, not {value!r}; another scheme needs ranges of "
                 "its own: pass recipe={...} to qpass.analyze"

@@ -8,13 +8,13 @@ adds are counted, measured as a copy of x. Times are medians; the file is keyed 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from qpass.backends import Backend
 from qpass.backends.onednn import CENTRE, prepack
+from qpass.files import replacing
 from qpass.plan import Decision, Plan
 
 MARGIN = 1.02  # integers must not be slower than float by more than measuring can tell
@@ -113,29 +114,30 @@ def median_us(call: Callable[[], object]) -> float:
 
 def cache_file() -> Path:
     """Where times are remembered: the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(root) / "qpass" / "timings.json"
 
 
 def remembered() -> dict[str, list[float]]:
     """The times on disk; none where the file is missing or damaged."""
     try:
-        return json.loads(cache_file().read_text())
+        found = json.loads(cache_file().read_text())
     except (OSError, ValueError):
         return {}
+    return {key: laps for key, laps in found.items() if _is_timing(laps)} if isinstance(found, dict) else {}
+
+
+def _is_timing(laps: object) -> bool:
+    return isinstance(laps, list) and len(laps) == 2 and all(isinstance(lap, int | float) for lap in laps)
 
 
 def _remember(times: dict[str, list[float]]) -> None:
     """Writes the times beside the file and moves them there; a full or read-only disk costs only the memory of it."""
     target = cache_file()
-    try:
+    with contextlib.suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump(remembered() | times, file)
-        os.replace(name, target)
-    except OSError:
-        pass
+        with replacing(target) as part:
+            part.write_text(json.dumps(remembered() | times))
 
 
 def whole_model_us(call: Callable[[], object]) -> float:

@@ -8,11 +8,12 @@ replaced or written to (load_state_dict, .to), the graph runs in eager mode with
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from qpass.backends import Backend
-from qpass.capture import capture, front_end, tensor_names
+from qpass.capture import capture, front_end, held, tensor_names
+from qpass.install import uninstall
 from qpass.passes import ORDER
 from qpass.pipeline import Context, Settings, run_pipeline
 from qpass.plan import Plan
@@ -64,7 +66,10 @@ class Runtime:
     def _build(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         start = time.perf_counter()
         model = self.model() if self.model else None
-        graph = capture(gm, inputs, tensor_names(model) if model is not None else self.tensors or {})
+        names = tensor_names(model) if model is not None else self.tensors or {}
+        if any(_empty(value) for value in inputs if id(value) not in names):
+            return gm.forward  # a batch of no rows: there is nothing to gain
+        graph = capture(gm, inputs, names)
         context = Context(
             graph_name=f"graph{len(self.records)}",
             settings=Settings.from_env(),
@@ -72,12 +77,13 @@ class Runtime:
             backend=self.backend,
             names=self.names,
         )
-        real = [_hint(value) for value in inputs] if all_real(inputs) else None
+        everything = (*inputs, *held(gm).values())
+        real = [_hint(value) for value in everything] if all_real(everything) else None
         graph = run_pipeline(graph, ORDER, context, real)
         sites = [name for name in self.plan.decisions if name in context.sites]
         placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
         frozen = tuple(i for i, n in enumerate(placeholders) if "value" in n.meta and not n.users)
-        run = watched(self.backend.finish(graph), gm, inputs, frozen)
+        run = watched(self.backend.finish(graph), gm, everything, frozen)
         seconds = time.perf_counter() - start
         self.records.append(
             Record(context.graph_name, context.steps, sites, seconds, context.log.lines(), context.kept)
@@ -92,17 +98,26 @@ def all_real(inputs: Sequence[Any]) -> bool:
     return not any(isinstance(value, FakeTensor) for value in inputs)
 
 
+def _empty(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == 0
+
+
 def _hint(value: Any) -> Any:
     """The size a symbolic size has in the example."""
     return value.node.hint if isinstance(value, torch.SymInt) else value
 
 
 def watched(function: Callable[..., Any], gm: fx.GraphModule, inputs: Sequence[Any], frozen: tuple[int, ...]):
-    """`function`, or the captured graph in eager mode from the moment a tensor folded into it has changed."""
+    """`function`, or the captured graph in eager mode from the moment a tensor folded into it has changed.
+
+    inputs: the graph's, then the tensors it holds itself; the result takes the first of these alone.
+    """
+    own = tuple(held(gm).values())
     watch = tuple((i, inputs[i], inputs[i]._version) for i in frozen if isinstance(inputs[i], Tensor))
     warned: list[str] = []
 
-    def run(*args: Any) -> Any:
+    def run(*given: Any) -> Any:
+        args = given + own
         for i, tensor, version in watch:
             if args[i] is not tensor or tensor._version != version:
                 break
@@ -111,7 +126,7 @@ def watched(function: Callable[..., Any], gm: fx.GraphModule, inputs: Sequence[A
         if not warned:
             warned.append(CHANGED)
             warnings.warn(CHANGED, stacklevel=2)
-        return gm(*args)
+        return gm(*given)
 
     return run
 
@@ -125,6 +140,23 @@ def attach(model: nn.Module, plan: Plan, backend: Backend) -> Runtime:
     model._compiled_call_impl = front_end(model, runtime)
     _RUNTIMES[model] = runtime
     return runtime
+
+
+@contextlib.contextmanager
+def all_or_nothing(model: nn.Module) -> Iterator[None]:
+    """Where what follows fails or is interrupted, the model is as before: its parameters, classes and way to be called."""
+    before = [(module, dict(module._parameters)) for module in model.modules()]
+    floats = dict(model.named_parameters(remove_duplicate=False))
+    try:
+        yield
+    except BaseException:
+        uninstall(model, floats)
+        for module, parameters in before:
+            module._parameters.clear()
+            module._parameters.update(parameters)
+        vars(model).pop("_compiled_call_impl", None)
+        _RUNTIMES.pop(model, None)
+        raise
 
 
 def run_float(model: nn.Module) -> None:

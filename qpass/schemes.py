@@ -85,6 +85,15 @@ class Scheme:
         return self.activation is not None and not self.dynamic
 
 
+def is_scheme(text: str) -> bool:
+    """Whether a text parses as a scheme."""
+    try:
+        Scheme.parse(text)
+    except QpassError:
+        return False
+    return True
+
+
 def _parse_name(word: str) -> Scheme:
     lower = word.lower()
     if lower in ("fp8", "fp8-static"):
@@ -206,6 +215,8 @@ def _matches(glob: str, site: str) -> bool:
 
 
 def _parse_rule(glob: str, value: str | Scheme | None) -> Scheme | None:
+    if not isinstance(glob, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise QpassError(f"recipe: {glob!r} is a {type(glob).__name__}; a rule begins with a glob such as 'encoder.*'.")
     try:
         return None if value is None else Scheme.parse(value)
     except QpassError as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-ROOT = re.compile(r"^[LG]\['[^']*'\]\.?")
+ROOT = re.compile(r"^[LG]\['[^']*'\]")
 ITEM = re.compile(r"\._(?:modules|parameters|buffers)\['([^']+)'\]|\[['\"]?([^'\"\]]+)['\"]?\]")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qpass.errors import QpassError
+from qpass.files import replacing
 from qpass.packing import Packed
 from qpass.plan import Decision, Plan
 from qpass.qtype import QType
 from qpass.schemes import Scheme
 
 VERSION = 1
-PLAIN = ("site", "operation", "weight", "transposed", "rows", "why", "group", "lo", "hi", "note")
+ATTEMPTS = 20  # to read a file that another process replaces meanwhile: header and tensors are opened one by one
+PLAIN = ("site", "operation", "weight", "transposed", "rows", "why", "group", "lo", "hi", "note", "made_from")
 TENSORS = ("input_scale", "input_zero", "input_shift", "input_extra", "bias")
 
 
@@ -39,37 +40,54 @@ def digest(tensor: Tensor) -> str:
     return hashlib.blake2b(head + raw, digest_size=16).hexdigest()
 
 
+def fingerprint(weight: Tensor) -> str:
+    """A checksum of a weight's values rounded to bfloat16, so that the same model in bfloat16 has it too."""
+    return digest(weight.to(torch.bfloat16))
+
+
 def write(path: str | os.PathLike[str], kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Writes a file of a kind ("plan", "model"), whole or not at all."""
-    target = Path(path)
     held = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     sums = {name: digest(t) for name, t in held.items()}
-    metadata = {"qpass": json.dumps({"version": VERSION, "kind": kind, "checksums": sums, **header})}
+    text = json.dumps({"version": VERSION, "kind": kind, "checksums": sums, **header})
+    metadata = {"qpass": text, "checksum": _text_digest(text)}
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-    except OSError as error:
-        raise QpassError(f"cannot write {target}: {error.strerror}; choose another folder.") from error
-    os.close(handle)
-    try:
-        save_file(held, name, metadata=metadata)
-        os.replace(name, target)
+        with replacing(path) as part:
+            save_file(held, part, metadata=metadata)
     except (OSError, SafetensorError) as error:
-        raise QpassError(f"cannot write {target}: {error}; free some space or choose another folder.") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
+        raise QpassError(f"cannot write {path}: {error}; free some space or choose another folder.") from error
 
 
 def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of a file of a kind; a damaged, foreign or newer file is refused with a sentence."""
     target = Path(path)
+    for attempt in range(ATTEMPTS):
+        before = _identity(target)
+        try:
+            return _read(target, kind)
+        except QpassError:
+            if attempt == ATTEMPTS - 1 or before == _identity(target):
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _identity(target: Path) -> tuple[int, int]:
     if not target.is_file():
         raise QpassError(f"there is no file {target}.")
+    found = target.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read(target: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(str(target), "pt") as file:
-            header = json.loads((file.metadata() or {}).get("qpass", "null"))
-            if header is None:
+            metadata = file.metadata() or {}
+            header = json.loads(metadata.get("qpass", "null"))
+            if not isinstance(header, dict):
                 raise QpassError(f"{target} is a safetensors file, but not one that qpass wrote.")
             _check_header(target, header, kind)
+            if metadata.get("checksum") != _text_digest(metadata["qpass"]):
+                raise QpassError(f"{target} is damaged: the checksum of its header does not match; save it again.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise QpassError(f"{target} cannot be read, it is truncated or damaged: {error}.") from error
@@ -82,11 +100,14 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[
     return header, tensors
 
 
+def _text_digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def _check_header(target: Path, header: dict[str, Any], kind: str) -> None:
-    if header.get("version", 0) > VERSION:
-        raise QpassError(
-            f"{target} has format version {header['version']}, this qpass reads up to {VERSION}; update qpass."
-        )
+    version = header.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise QpassError(f"{target} has format version {version}, this qpass reads up to {VERSION}; update qpass.")
     if header.get("kind") != kind:
         raise QpassError(f"{target} holds a {header.get('kind')}, expected a {kind}.")
 

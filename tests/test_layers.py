@@ -26,7 +26,7 @@ LAYERS = (
     ("canonical", "capture", "graph_text", "graphs", "install", "rewrite", "sites"),
     ("observations", "ops", "packing", "plan", "schemes", "storage"),
     ("affine", "arity", "histogram", "qtype", "range_choice", "ranges"),
-    ("errors",),
+    ("errors", "files"),
 )
 
 # Imports inside a function that the layers do not count: importer, imported, why.

@@ -66,6 +66,8 @@ def _call(gm: fx.GraphModule, node: fx.Node, x, data, w_scale, bias, out) -> fx.
     packed = add_constant(gm, f"{name}_packed", prepack(weight), node)
     scale = add_constant(gm, f"{name}_scale", constant(w_scale).float().expand(weight.shape[0]).contiguous(), node)
     zero = add_constant(gm, f"{name}_zero", torch.zeros(weight.shape[0], dtype=torch.int32), node)
+    if bias is not None and bias.meta["val"].dtype is torch.float64:
+        bias = add_call(gm, aten.to.dtype, (bias, torch.float32), node)
     post, algorithm = next((p, a) for act, p, a in POST_OPS if act == out[3])
     args = (*x, packed, scale, zero, bias, out[0], out[1], out[2], post, [], algorithm)
     with gm.graph.inserting_before(node):

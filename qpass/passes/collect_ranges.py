@@ -62,6 +62,7 @@ class CollectRanges(fx.Interpreter):
         self, gm: fx.GraphModule, sites: dict[str, fx.Node], into: Observations, batch: int, watching: bool = True
     ) -> None:
         super().__init__(gm)
+        self.extra_traceback = False  # errors name the site; fx would append its own lines to them
         self.into, self.batch, self.watching = into, batch, watching
         self.reads = {node: (name, node.args[0]) for name, node in sites.items() if ":linear." in name}
         self.names = self._group_names(gm)
@@ -95,7 +96,7 @@ class CollectRanges(fx.Interpreter):
         group = self.names[name]
         self.into.rows.setdefault(name, x.numel() // max(x.shape[-1], 1))
         key = (group, x.data_ptr())
-        if key in self.done or x.numel() == 0 or not self.watching:
+        if key in self.done or x.numel() == 0 or not self.watching or x.is_complex():
             return
         self.done.add(key)
         if group not in self.into.observed:
@@ -105,4 +106,6 @@ class CollectRanges(fx.Interpreter):
         try:
             self.into.observed[group].add(x)
         except QpassError as error:
-            raise QpassError(f"{name}.input, calibration batch {self.batch}: {error}") from error
+            raise QpassError(
+                f"{name}.input, calibration batch {self.batch}: {error}; leave such batches out, or mend what makes them."
+            ) from error

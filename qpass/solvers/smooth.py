@@ -85,7 +85,7 @@ def choose_factor(observed: Observed, weight: Tensor, scheme: Scheme, c: Tensor)
         wanted = ((rows - c) * v, weight / v)
         x = fake_input(wanted[0], scheme, static_limits(observed, c, v))
         y = x @ affine.fake_quantize(wanted[1], row_steps(wanted[1], scheme.weight)).t()
-        return float((y - target).var(0).sum())
+        return float((y - target).var(0, correction=0).sum())
 
     return min(candidates, key=error)
 

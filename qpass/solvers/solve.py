@@ -42,6 +42,12 @@ class Solution:
     shift: Tensor | None = None
     extra: Tensor | None = None
 
+    @property
+    def finite(self) -> bool:
+        """Whether every number of it is."""
+        held = [self.scale, self.shift, *self.bias, *(t for p in self.packed for t in (p.scale, p.in_mul))]
+        return all(bool(torch.isfinite(t).all()) for t in held if t is not None)
+
 
 def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free: bool, splits: bool) -> Solution:
     """weights: float [N_i, K], all reading the input `observed` describes. free: a product in front of it costs nothing.
