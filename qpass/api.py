@@ -46,15 +46,16 @@ def compile(
     checks.check_model(model)
     device = checks.device_of(model)
     chosen = backend_named(backend, device)
+    free = scheme is None and plan is None  # nothing was asked for, so float is an answer too
     if plan is not None:
         checks.check_plan_alone(plan, scheme, calibration, recipe)
     else:
         plan = analyze(model, scheme, example_inputs, calibration, recipe)
-        profit.guard(plan, chosen, decide=scheme is None if guard is None else guard)
+        profit.guard(plan, chosen, decide=free if guard is None else guard)
     target = model if inplace else copy_for_packing(model, plan.packed)
     install(target, plan.packed)
     attach(target, plan, chosen)
-    if scheme is None and plan.scheme is not None and guard is not False and example_inputs is not None:
+    if free and guard is not False and example_inputs is not None:
         _never_slower(model, target, plan, example_inputs)
     if example_inputs is not None:
         checks.warm_up(target, example_inputs)

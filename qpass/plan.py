@@ -172,13 +172,19 @@ def matches(site: str, glob: str) -> bool:
     return fnmatch.fnmatchcase(site if ":" in glob else site.partition(":")[0], glob)
 
 
-def table(plan: Plan) -> str:
-    """The plan as text: site, operation, shape, range, type, or why it stays float."""
-    rows = [("site", "shape", "range", "input", "weight", "")]
+def rows(plan: Plan) -> list[tuple[str, ...]]:
+    """A head, then one row a site: name, shape, range, types, and why it stays float or what to know of it."""
+    found = [("site", "shape", "range", "input", "weight", "")]
     for d in plan:
         span = f"{d.lo:.3g} .. {d.hi:.3g}" if d.lo is not None and d.hi is not None else ""
         types = (str(d.input_type or "float"), str(d.weight_type)) if d.quantized else ("float", "float")
-        rows.append((d.site, "x".join(map(str, d.shape)), span, *types, d.why or d.note))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(5)), row[5]]).rstrip() for row in rows]
+        found.append((d.site, "x".join(map(str, d.shape)), span, *types, d.why or d.note))
+    return found
+
+
+def table(plan: Plan) -> str:
+    """The plan as text: site, operation, shape, range, type, or why it stays float."""
+    found = rows(plan)
+    widths = [max(len(row[i]) for row in found) for i in range(5)]
+    lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(5)), row[5]]).rstrip() for row in found]
     return "\n".join([*lines, plan.summary()])

@@ -59,8 +59,8 @@ def write(path: str | os.PathLike[str], kind: str, header: Mapping[str, Any], te
         Path(name).unlink(missing_ok=True)
 
 
-def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a file of a kind; a damaged, foreign or newer file is refused with a sentence."""
+def read(path: str | os.PathLike[str], *kinds: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file of one of some kinds; a damaged, foreign or newer file is refused with a sentence."""
     target = Path(path)
     if not target.is_file():
         raise QpassError(f"there is no file {target}.")
@@ -69,7 +69,7 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[
             header = json.loads((file.metadata() or {}).get("qpass", "null"))
             if header is None:
                 raise QpassError(f"{target} is a safetensors file, but not one that qpass wrote.")
-            _check_header(target, header, kind)
+            _check_header(target, header, kinds)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise QpassError(f"{target} cannot be read, it is truncated or damaged: {error}.") from error
@@ -82,13 +82,13 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[
     return header, tensors
 
 
-def _check_header(target: Path, header: dict[str, Any], kind: str) -> None:
+def _check_header(target: Path, header: dict[str, Any], kinds: tuple[str, ...]) -> None:
     if header.get("version", 0) > VERSION:
         raise QpassError(
             f"{target} has format version {header['version']}, this qpass reads up to {VERSION}; update qpass."
         )
-    if header.get("kind") != kind:
-        raise QpassError(f"{target} holds a {header.get('kind')}, expected a {kind}.")
+    if header.get("kind") not in kinds:
+        raise QpassError(f"{target} holds a {header.get('kind')}, expected a {' or a '.join(kinds)}.")
 
 
 def plan_to_data(plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -10,7 +10,9 @@ import qpass
 from tests.models import relative
 
 WIDTH = 16
-STEPS = st.lists(st.sampled_from(["linear", "norm", "add", "cat", "view", "relu", "gelu", "shared"]), min_size=2, max_size=6)
+STEPS = st.lists(
+    st.sampled_from(["linear", "norm", "add", "cat", "view", "relu", "gelu", "shared"]), min_size=2, max_size=6
+)
 
 
 class Random(nn.Module):

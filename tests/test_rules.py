@@ -36,7 +36,9 @@ def test_replacement_computes_the_pattern(each):
     wanted, found = each.pattern(**given), each.replacement(**given)
     assert wanted.dtype == found.dtype
     close = torch.float32 if wanted.dtype == torch.uint8 else wanted.dtype
-    torch.testing.assert_close(found.to(close), wanted.to(close), rtol=1e-3 if close == torch.float32 else 2e-2, atol=1.01e-3)
+    torch.testing.assert_close(
+        found.to(close), wanted.to(close), rtol=1e-3 if close == torch.float32 else 2e-2, atol=1.01e-3
+    )
 
 
 def graph(function, *inputs):
