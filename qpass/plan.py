@@ -188,3 +188,13 @@ def table(plan: Plan) -> str:
     widths = [max(len(row[i]) for row in found) for i in range(5)]
     lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(5)), row[5]]).rstrip() for row in found]
     return "\n".join([*lines, plan.summary()])
+
+
+def sizes(plan: Plan) -> str:
+    """Bytes of the quantized weights before and after, tied ones once."""
+    weights = {d.weight: d.packed for d in plan.quantized if d.packed is not None}
+    before = sum(4 * packed.data.numel() for packed in weights.values())
+    after = sum(packed.nbytes for packed in weights.values())
+    if not before:
+        return "no weight is quantized"
+    return f"quantized weights: {before / 1e6:.2f} MB in float32, {after / 1e6:.2f} MB packed ({after / before:.3f})"

@@ -15,6 +15,7 @@ from qpass.cli import tables
 from qpass.cli.targets import Target, build, is_file
 from qpass.errors import QpassError
 from qpass.inspect.report import Report
+from qpass.plan import sizes
 from qpass.runtime import runtime_of
 from qpass.schemes import Scheme
 from qpass.storage import plan_from_data, read
@@ -111,7 +112,7 @@ def compile(options: argparse.Namespace) -> None:
     runtime = runtime_of(compiled)
     assert runtime is not None
     print(runtime.plan.summary())
-    print(tables.sizes(runtime.plan))
+    print(sizes(runtime.plan))
     print(f"wrote {options.output}")
     if options.save_plan:
         runtime.plan.save(options.save_plan)

@@ -56,16 +56,6 @@ def plan(plan: Plan) -> None:
     print(plan.summary())
 
 
-def sizes(plan: Plan) -> str:
-    """Bytes of the quantized weights before and after, tied ones once."""
-    weights = {d.weight: d.packed for d in plan.quantized if d.packed is not None}
-    before = sum(4 * packed.data.numel() for packed in weights.values())
-    after = sum(packed.nbytes for packed in weights.values())
-    if not before:
-        return "no weight is quantized"
-    return f"quantized weights: {before / 1e6:.2f} MB in float32, {after / 1e6:.2f} MB packed ({after / before:.3f})"
-
-
 def times(milliseconds: Mapping[str, float], results: Mapping[str, Any]) -> None:
     """Median times, their ratio to the first, and how far each result is from the first's."""
     first = next(iter(milliseconds))
