@@ -128,7 +128,7 @@ class Plan:
         return {d.weight: d.packed for d in self.quantized if d.packed is not None}
 
     def coverage(self) -> tuple[float, float]:
-        """Share of the model's parameters, and of the sites' multiply-adds, that are quantized."""
+        """Share of the model's parameters, and of its multiply-adds with weights, that are quantized."""
         weights = {d.weight: d.shape[0] * d.shape[1] for d in self.quantized}
         total = sum(d.macs for d in self)
         macs = sum(d.macs for d in self.quantized)
@@ -156,7 +156,7 @@ class Plan:
                 reasons.setdefault(d.why, []).append(d.site)
         lines = [
             f"{self.scheme}: {len(self.quantized)} of {len(self)} sites, {parameters:.1%} of parameters, "
-            f"{macs:.1%} of multiply-adds quantized"
+            f"{macs:.1%} of multiply-adds with weights quantized"
         ]
         for why, sites in reasons.items():
             more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
