@@ -213,3 +213,23 @@ def test_in_a_pipe():
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=root, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split()[:3] == ["pass", "needs", "leaves"]
+
+
+@pytest.mark.slow
+def test_minilm(run):
+    found = run("inspect minilm --scheme w8a8-dynamic --explain *.layer.0.attention.self.key --backend reference")
+    assert "weight [384, 384] of encoder.layer.0.attention.self.key.weight" in found
+    assert "shared with encoder.layer.0.attention.self.query:linear.0" in found
+    assert "merge_siblings" in found
+
+
+@pytest.mark.slow
+def test_demo(run, monkeypatch):
+    from qpass import demo
+
+    for name, value in {"SHAPES": ((1, 16),), "SCORED": 32, "CALIBRATED": 16, "REPEATS": 1}.items():
+        monkeypatch.setattr(demo, name, value)
+    found = run("demo")
+    for wanted in ("of multiply-adds", "MB in float32", "latency, side by side", "fp32", "bf16", "qpass w8a8",
+                   "same nearest neighbour", "the ten sites with the largest error", "SQNR"):  # fmt: skip
+        assert wanted in found
