@@ -189,7 +189,10 @@ def test_wrong_input_gets_a_sentence(fails, line, says):
     assert says in fails(line)
 
 
-@pytest.mark.parametrize("line", ["", "inspekt", "compile nets:net", "inspect --graph x", "bench --rounds many"])
+@pytest.mark.parametrize(
+    "line",
+    ["", "inspekt", "compile nets:net", "inspect --graph x", "inspect mlp --plan --rules", "bench --rounds many"],
+)
 def test_wrong_command_lines_get_usage(fails, line):
     assert "usage: python -m qpass" in fails(line)
 

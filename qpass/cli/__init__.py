@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from qpass.errors import QpassError
 
-Add = Callable[..., argparse.Action]
 WRONG, INTERRUPTED = 2, 130
 
 TARGET_HELP = """\
@@ -77,11 +76,10 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m qpass", description="Quantize PyTorch models, and see what was done.")
     commands = top.add_subparsers(dest="command", required=True, metavar="demo | inspect | compile | bench")
 
-    def command(name: str, text: str, more: str) -> Add:
-        made = commands.add_parser(
+    def command(name: str, text: str, more: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
             name, help=text, description=text, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        return made.add_argument
 
     _demo(command("demo", "Quantize MiniLM and print what came of it.", DEMO_EXAMPLES))
     _inspect(command("inspect", "Print a model's plan, graph, or one of its sites.", FILE_HELP + INSPECT_EXAMPLES))
@@ -90,15 +88,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _demo(add: Add) -> None:
+def _demo(of: argparse.ArgumentParser) -> None:
+    add = of.add_argument
     add("--scheme", default="w8a8", help="default: %(default)s")
 
 
-def _inspect(add: Add) -> None:
+def _inspect(of: argparse.ArgumentParser) -> None:
+    add = of.add_argument
     add("target", nargs="?", metavar="MODEL", help="default: mlp")
-    _how(add)
+    _how(of)
     add("--model", metavar="MODEL", help="the float model that a saved model is loaded into, to see its graphs")
     add("--graph", type=int, default=0, metavar="N", help="which of the captured graphs (default: 0)")
+    add = of.add_mutually_exclusive_group().add_argument
     add("--after", metavar="PASS|LEVEL", help="the graph after a pass, or at a level")
     add("--diff", nargs=2, metavar=("BEFORE", "AFTER"), help="what changed between two passes or levels")
     add("--explain", metavar="SITE", help="one site in full: types, scales, bytes, error, rules that missed")
@@ -108,22 +109,25 @@ def _inspect(add: Add) -> None:
     add("--json", action="store_true", help="everything as JSON")
 
 
-def _compile(add: Add) -> None:
+def _compile(of: argparse.ArgumentParser) -> None:
+    add = of.add_argument
     add("target", metavar="MODEL")
-    _how(add)
+    _how(of)
     add("--recipe", action="append", default=[], metavar="GLOB=SCHEME", help="for some modules; `float` for none")
     add("--plan", metavar="FILE", help="compile by a saved plan instead of a scheme")
     add("--save-plan", metavar="FILE", help="also write the plan")
     add("-o", "--output", required=True, metavar="FILE", help="where the model goes")
 
 
-def _bench(add: Add) -> None:
+def _bench(of: argparse.ArgumentParser) -> None:
+    add = of.add_argument
     add("target", nargs="?", default="mlp", metavar="MODEL", help="default: mlp")
     add("--scheme", action="append", metavar="SCHEME", help="may be repeated; default: what qpass chooses by itself")
     add("--backend", default="auto", help="auto, cpu or reference (default: %(default)s)")
     add("--rounds", type=int, default=15, help="how often each is timed (default: %(default)s)")
 
 
-def _how(add: Add) -> None:
+def _how(of: argparse.ArgumentParser) -> None:
+    add = of.add_argument
     add("--scheme", help="w8a8, w8a8-dynamic, w8a16; default: w8a8 where there is calibration, else w8a8-dynamic")
     add("--backend", default="auto", help="auto, cpu or reference (default: %(default)s)")
