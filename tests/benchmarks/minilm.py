@@ -133,6 +133,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # or a variant would go on in eager mode without a word
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     bench = Bench(options.quick)
