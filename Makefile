@@ -22,10 +22,14 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# ARGS=--write keeps the results and puts the table into the README.
 bench: $(STAMP)
-	$(BIN)/python tests/benchmarks/minilm.py
+	$(BIN)/python tests/benchmarks/memory.py
+	$(BIN)/python tests/benchmarks/compile_time.py --minilm
+	$(BIN)/python tests/benchmarks/minilm.py $(ARGS)
 
 accuracy: $(STAMP)
 	$(BIN)/python tests/benchmarks/minilm.py --accuracy

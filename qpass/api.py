@@ -47,12 +47,13 @@ def compile(
     Settings.from_env()
     checks.check_model(model)
     chosen = backend_named(backend, checks.device_of(model))
-    judged = plan is None and scheme is None and guard is not False and example_inputs is not None
+    free = scheme is None and plan is None  # nothing was asked for, so float is an answer too
+    judged = free and guard is not False and example_inputs is not None
     if plan is not None:
         _check_plan(model, plan, example_inputs, scheme, calibration, recipe)
     else:
         plan = analyze(model, scheme, example_inputs, calibration, recipe)
-        profit.guard(plan, chosen, decide=scheme is None if guard is None else guard)
+        profit.guard(plan, chosen, decide=free if guard is None else guard)
     target = model if inplace and not judged else copy_for_packing(model, plan.packed)
     with buffers_kept(model), buffers_kept(target), all_or_nothing(target):
         _equip(target, plan, chosen)

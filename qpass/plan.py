@@ -131,7 +131,7 @@ class Plan:
         return {d.weight: d.packed for d in self.quantized if d.packed is not None}
 
     def coverage(self) -> tuple[float, float]:
-        """Share of the model's parameters, and of the sites' multiply-adds, that are quantized."""
+        """Share of the model's parameters, and of its multiply-adds with weights, that are quantized."""
         weights = {d.weight: d.shape[0] * d.shape[1] for d in self.quantized}
         total = sum(d.macs for d in self)
         macs = sum(d.macs for d in self.quantized)
@@ -159,7 +159,7 @@ class Plan:
                 reasons.setdefault(d.why, []).append(d.site)
         lines = [
             f"{self.scheme}: {len(self.quantized)} of {len(self)} sites, {parameters:.1%} of parameters, "
-            f"{macs:.1%} of multiply-adds quantized"
+            f"{macs:.1%} of multiply-adds with weights quantized"
         ]
         for why, sites in reasons.items():
             more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
@@ -175,13 +175,29 @@ def matches(site: str, glob: str) -> bool:
     return fnmatch.fnmatchcase(site if ":" in glob else site.partition(":")[0], glob)
 
 
-def table(plan: Plan) -> str:
-    """The plan as text: site, operation, shape, range, type, or why it stays float."""
-    rows = [("site", "shape", "range", "input", "weight", "")]
+def rows(plan: Plan) -> list[tuple[str, ...]]:
+    """A head, then one row a site: name, shape, range, types, and why it stays float or what to know of it."""
+    found = [("site", "shape", "range", "input", "weight", "")]
     for d in plan:
         span = f"{d.lo:.3g} .. {d.hi:.3g}" if d.lo is not None and d.hi is not None else ""
         types = (str(d.input_type or "float"), str(d.weight_type)) if d.quantized else ("float", "float")
-        rows.append((d.site, "x".join(map(str, d.shape)), span, *types, d.why or d.note))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(5)), row[5]]).rstrip() for row in rows]
+        found.append((d.site, "x".join(map(str, d.shape)), span, *types, d.why or d.note))
+    return found
+
+
+def table(plan: Plan) -> str:
+    """The plan as text: site, operation, shape, range, type, or why it stays float."""
+    found = rows(plan)
+    widths = [max(len(row[i]) for row in found) for i in range(5)]
+    lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(5)), row[5]]).rstrip() for row in found]
     return "\n".join([*lines, plan.summary()])
+
+
+def sizes(plan: Plan) -> str:
+    """Bytes of the quantized weights before and after, tied ones once."""
+    weights = {d.weight: d.packed for d in plan.quantized if d.packed is not None}
+    before = sum(4 * packed.data.numel() for packed in weights.values())
+    after = sum(packed.nbytes for packed in weights.values())
+    if not before:
+        return "no weight is quantized"
+    return f"quantized weights: {before / 1e6:.2f} MB in float32, {after / 1e6:.2f} MB packed ({after / before:.3f})"

@@ -55,7 +55,7 @@ def guard(plan: Plan, backend: Backend, decide: bool) -> None:
             plan.decisions[site] = d.as_float(f"float is faster here: {times}")
         else:
             plan.decisions[site] = dataclasses.replace(
-                d, note=f"float would be {found.integer_us / found.float_us:.1f}x as fast: {times}"
+                d, note=f"float would be {found.integer_us / found.float_us:.2f}x as fast: {times}"
             )
 
 

@@ -44,12 +44,18 @@ class Match:
 
 @dataclass(frozen=True)
 class Miss:
-    """Why a rule does not apply at a node; depth is how many nodes of the pattern fitted before."""
+    """Why a rule does not apply at a node; depth is how many nodes of the pattern fitted before; sites: whose business
+    it is.
+    """
 
     rule: str
     at: str
     why: str
     depth: int
+    sites: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.rule} at {self.at}: {self.why}"
 
 
 @dataclass
@@ -67,8 +73,17 @@ class RuleLog:
 
     def lines(self) -> list[str]:
         """Hits, then near-misses (those that fitted more than their root), as text."""
-        hits = [f"hit   {rule} at {node}" for rule, node in self.hits]
-        return hits + [f"miss  {m.rule} at {m.at}: {m.why}" for m in self.misses.values() if m.depth]
+        return [f"hit   {rule} at {node}" for rule, node in self.hits] + [f"miss  {miss}" for miss in self.near()]
+
+    def hit(self, rule: str, match: Match) -> None:
+        """Keeps a hit; what was missed before at the nodes it covers is settled."""
+        self.hits.append((rule, match.root.name))
+        gone = {node.name for node in match.nodes}
+        self.misses = {key: miss for key, miss in self.misses.items() if miss.at not in gone}
+
+    def near(self) -> list[Miss]:
+        """The misses that fitted more than nothing."""
+        return [miss for miss in self.misses.values() if miss.depth]
 
 
 class Rule:
@@ -123,11 +138,15 @@ def find(rule: Rule, root: fx.Node) -> Match | Miss:
     nodes: list[fx.Node] = []
     bound: dict[str, Any] = {}
     why = _fit(rule.root, root, bound, nodes, True)
-    if why:
-        return Miss(rule.name, root.name, why, len(nodes))
     match = Match(root, nodes, bound)
-    refused = rule.refuse(match)
-    return Miss(rule.name, root.name, refused, len(nodes)) if refused else match
+    why = why or rule.refuse(match)
+    return Miss(rule.name, root.name, why, len(nodes), _sites(root)) if why else match
+
+
+def _sites(root: fx.Node) -> tuple[str, ...]:
+    """The sites a node belongs to: its own, and those whose results it reads."""
+    makers = (node for node in root.all_input_nodes if "decision" in node.meta)
+    return tuple(dict.fromkeys(node.meta["site"] for node in (root, *makers) if node.meta.get("site")))
 
 
 def _fit(pattern: Any, value: Any, bound: dict[str, Any], nodes: list[fx.Node], root: bool = False) -> str | None:
@@ -196,7 +215,7 @@ def apply(gm: fx.GraphModule, rules: Sequence[Rule], log: RuleLog | None = None)
             if isinstance(found, Miss):
                 log.miss(found)
                 continue
-            log.hits.append((each.name, node.name))
+            log.hit(each.name, found)
             _replace(gm, each, found)
             edits += 1
             break
@@ -222,7 +241,7 @@ def _replace(gm: fx.GraphModule, rule: Rule, match: Match) -> None:
 def _annotate(gm: fx.GraphModule, node: fx.Node, rule: Rule, match: Match, result: fx.Node) -> None:
     """A new node is canonical, has a value, and carries where it comes from and which rule made it."""
     node.args, node.kwargs = full_arity(node.target, node.args, node.kwargs)
-    for source in reversed(match.nodes):
+    for source in sorted(reversed(match.nodes), key=lambda n: "decision" in n.meta):  # a site's own name goes last
         node.meta.update({key: source.meta[key] for key in KEPT if key in source.meta})
     node.meta |= {"rule": rule.name, "from": tuple(n.name for n in match.nodes)}
     if node is result:

@@ -26,6 +26,7 @@ from qpass.install import uninstall
 from qpass.passes import ORDER
 from qpass.pipeline import Context, Settings, run_pipeline
 from qpass.plan import Plan
+from qpass.rewrite import Miss
 from qpass.sites import SiteNames
 
 CHANGED = (
@@ -42,7 +43,8 @@ class Record:
     steps: list[Any]
     sites: list[str]
     seconds: float = 0.0
-    misses: list[str] = field(default_factory=list)
+    hits: list[tuple[str, str]] = field(default_factory=list)
+    misses: list[Miss] = field(default_factory=list)
     kept: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -85,8 +87,9 @@ class Runtime:
         frozen = tuple(i for i, n in enumerate(placeholders) if "value" in n.meta and not n.users)
         run = watched(self.backend.finish(graph), gm, everything, frozen)
         seconds = time.perf_counter() - start
+        log = context.log
         self.records.append(
-            Record(context.graph_name, context.steps, sites, seconds, context.log.lines(), context.kept)
+            Record(context.graph_name, context.steps, sites, seconds, log.hits, log.near(), context.kept)
         )
         return run
 

@@ -58,13 +58,13 @@ def write(path: str | os.PathLike[str], kind: str, header: Mapping[str, Any], te
         raise QpassError(f"cannot write {path}: {error}; free some space or choose another folder.") from error
 
 
-def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a file of a kind; a damaged, foreign or newer file is refused with a sentence."""
+def read(path: str | os.PathLike[str], *kinds: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file of one of some kinds; a damaged, foreign or newer file is refused with a sentence."""
     target = Path(path)
     for attempt in range(ATTEMPTS):
         before = _identity(target)
         try:
-            return _read(target, kind)
+            return _read(target, kinds)
         except QpassError:
             if attempt == ATTEMPTS - 1 or before == _identity(target):
                 raise
@@ -78,14 +78,14 @@ def _identity(target: Path) -> tuple[int, int]:
     return found.st_ino, found.st_mtime_ns
 
 
-def _read(target: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(target: Path, kinds: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(str(target), "pt") as file:
             metadata = file.metadata() or {}
             header = json.loads(metadata.get("qpass", "null"))
             if not isinstance(header, dict):
                 raise QpassError(f"{target} is a safetensors file, but not one that qpass wrote.")
-            _check_header(target, header, kind)
+            _check_header(target, header, kinds)
             if metadata.get("checksum") != _text_digest(metadata["qpass"]):
                 raise QpassError(f"{target} is damaged: the checksum of its header does not match; save it again.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -104,12 +104,12 @@ def _text_digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _check_header(target: Path, header: dict[str, Any], kind: str) -> None:
+def _check_header(target: Path, header: dict[str, Any], kinds: tuple[str, ...]) -> None:
     version = header.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise QpassError(f"{target} has format version {version}, this qpass reads up to {VERSION}; update qpass.")
-    if header.get("kind") != kind:
-        raise QpassError(f"{target} holds a {header.get('kind')}, expected a {kind}.")
+    if header.get("kind") not in kinds:
+        raise QpassError(f"{target} holds a {header.get('kind')}, expected a {' or a '.join(kinds)}.")
 
 
 def plan_to_data(plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:

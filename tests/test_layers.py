@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("", "__main__", "api", "backend_entry", "cli", "demo", "legacy", "persist", "texts"),
     ("inspect",),
-    ("calibrate", "checks", "decide", "profit", "runtime"),
+    ("calibrate", "checks", "decide", "profit", "runtime", "timing"),
     ("passes", "backends", "solvers"),
     ("pipeline", "verify"),
     ("canonical", "capture", "graph_text", "graphs", "install", "rewrite", "sites"),

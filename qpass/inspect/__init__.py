@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from torch import nn
 
+from qpass.calibrate import Batch
 from qpass.errors import QpassError
+from qpass.inspect.errors import site_errors
 from qpass.inspect.report import Report
 from qpass.runtime import runtime_of
 
 
-def inspect(model: nn.Module) -> Report:
-    """A Report on a model that qpass has compiled: print it, or ask it for a graph, a difference, a site."""
+def inspect(model: nn.Module, reference: nn.Module | None = None, batch: Batch | None = None) -> Report:
+    """A Report on a model that qpass has compiled: print it, or ask it for a graph, a difference, a site.
+
+    reference, batch: the float model and inputs for it; with them the report also has the error of each site.
+    """
     runtime = runtime_of(model)
     if runtime is None:
         raise QpassError(f"this {type(model).__name__} was not compiled by qpass; pass the result of qpass.compile.")
-    return Report(runtime.plan, tuple(runtime.records), runtime.backend.name)
+    errors = {}
+    if reference is not None and batch is not None:
+        errors = {error.site: error for error in site_errors(reference, runtime.plan, batch)}
+    return Report(runtime.plan, tuple(runtime.records), runtime.backend.name, errors)

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qpass.errors import QpassError, nearest
 from qpass.graph_text import diff
-from qpass.plan import Plan
+from qpass.inspect.errors import SiteError
+from qpass.inspect.explain import explain
+from qpass.plan import Plan, matches
 from qpass.runtime import Record
 
 
 @dataclass(frozen=True)
 class Report:
-    """plan: what was decided. records: the graphs captured so far, each with the text that every pass left."""
+    """plan: what was decided. records: the graphs captured so far, each with the text that every pass left. errors:
+    of each site, where they were measured.
+    """
 
     plan: Plan
     records: tuple[Record, ...]
     backend: str
+    errors: Mapping[str, SiteError] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Coverage, reasons, and one line a graph."""
@@ -38,11 +45,11 @@ class Report:
 
     def passes(self) -> tuple[str, ...]:
         """Names of the steps whose graph can be shown."""
-        return tuple(step.name for step in self._record(0).steps)
+        return tuple(step.name for step in self.record(0).steps)
 
     def graph(self, after: str = "lower", index: int = 0) -> str:
         """Text of graph number `index` after a pass, or at the end of a level (float, annotated, qdq, fused, lowered)."""
-        steps = self._record(index).steps
+        steps = self.record(index).steps
         found = [step for step in steps if after in (step.name, step.level)]
         if not found:
             known = [*(step.name for step in steps), *dict.fromkeys(step.level for step in steps)]
@@ -56,28 +63,11 @@ class Report:
         return diff(self.graph(before, index), self.graph(after, index))
 
     def explain(self, site: str) -> str:
-        """One site: its decision, its types and scales, its lines in the lowered graph, and why rules missed there."""
-        d = self.plan[site]
-        lines = [f"{d.site}: {d.operation} {'x'.join(map(str, d.shape))}".rstrip()]
-        if not d.quantized:
-            return "\n".join([*lines, f"  stays float: {d.why}"])
-        lines.append(
-            f"  weight {d.weight} as {d.weight_type}: {d.packed.nbytes} bytes, {4 * d.packed.data.numel()} in float32"
-        )
-        lines.append(f"  input as {d.input_type or 'float'}, seen {_span(d.lo, d.hi)}, shared with group {d.group}")
-        if d.input_scale is not None:
-            lines.append(f"  input scale {float(d.input_scale):.6g}, zero point {int(d.input_zero)}")
-        if d.packed.in_mul is not None:
-            lines.append(
-                f"  input channels scaled by {float(d.packed.in_mul.min()):.3g} .. {float(d.packed.in_mul.max()):.3g}"
-            )
-        if d.input_extra is not None:
-            lines.append(f"  {int(d.input_extra.sum())} copies of far channels added to its input")
-        lines += [f"  note: {d.note}"] if d.note else []
-        for record in self.records:
-            lines += [f"  {record.name}: {line.strip()}" for line in record.steps[-1].text.splitlines() if site in line]
-            lines += [f"  {record.name}: {line}" for line in record.misses if site.replace(":", "_") in line]
-        return "\n".join(lines)
+        """A site, or each that a glob or module path names, in full (see qpass/inspect/explain.py)."""
+        chosen = [self.plan[site]] if site in self.plan.decisions else [d for d in self.plan if matches(d.site, site)]
+        if not chosen:
+            chosen = [self.plan[site]]  # raises, with the nearest name
+        return "\n\n".join(explain(d, self.records, self.errors.get(d.site)) for d in chosen)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The report as JSON; also written to `path` where one is given."""
@@ -97,6 +87,7 @@ class Report:
                 "range": [d.lo, d.hi],
                 "why_float": d.why,
                 "note": d.note,
+                "sqnr": _finite(self.errors[d.site].sqnr) if d.site in self.errors else None,
             }
             for d in self.plan
         ]
@@ -117,7 +108,8 @@ class Report:
             "graphs": graphs,
         }
 
-    def _record(self, index: int) -> Record:
+    def record(self, index: int = 0) -> Record:
+        """Graph number `index`: its steps, sites, hits and misses."""
         if not self.records:
             raise QpassError("no graph was captured yet; call the model once, or compile it with example_inputs.")
         if not -len(self.records) <= index < len(self.records):
@@ -125,5 +117,5 @@ class Report:
         return self.records[index]
 
 
-def _span(lo: float | None, hi: float | None) -> str:
-    return "never" if lo is None or hi is None else f"{lo:.4g} .. {hi:.4g}"
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,255 @@
+"""Write the dumps in docs/*.md anew from the source: python docs/walk.py
+
+A block that follows a line `<!-- dump NAME -->` is the result of a function of that name in DUMPS. tests/test_docs.py
+makes them again and compares; `normal` takes out what differs between machines.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+import qpass
+from qpass import affine
+from qpass.backends import cpu
+from qpass.inspect import Report
+from qpass.passes import ORDER
+from qpass.runtime import runtime_of
+
+DOCS = Path(__file__).parent
+SITE, WEIGHT = "up:linear.0", "up.weight"
+BLOCK = re.compile(r"(<!-- dump ([a-z-]+) -->\n```text\n)(.*?)(```\n)", re.DOTALL)
+VNNI, AMX = "vpdpbusd", "tdpbusd"
+
+
+class FeedForward(nn.Module):
+    """A transformer's feed-forward block: the model of the walk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(64)
+        self.up = nn.Linear(64, 256)
+        self.down = nn.Linear(256, 64)
+
+    def forward(self, x):
+        return x + self.down(functional.gelu(self.up(self.norm(x))))
+
+
+class Attention(nn.Module):
+    """Three sibling projections, written with flattened rows as older models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(64, 64) for _ in range(3))
+
+    def forward(self, x):
+        rows = x.view(-1, 64)
+        q, k, v = (p(rows).view(x.shape[0], -1, 4, 16).transpose(1, 2) for p in (self.q, self.k, self.v))
+        return (
+            torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+        )  # not torch's attention: its type depends on the processor
+
+
+class Flat(nn.Module):
+    """A linear between two views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(64, 256)
+
+    def forward(self, x):
+        return self.up(x.view(-1, 64)).view(x.shape[0], x.shape[1], 256)
+
+
+@functools.cache
+def compiled(kind: type[nn.Module] = FeedForward) -> tuple[nn.Module, nn.Module, Report]:
+    """(float model, compiled model, report)."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model = kind().eval()
+    data = [torch.randn(8, 16, 64) for _ in range(16)]
+    plan = qpass.analyze(model, "w8a8", example_inputs=data[0], calibration=data)  # timings are no part of a plan
+    q = qpass.compile(model, plan=plan, example_inputs=data[0], backend="cpu")
+    return model, q, qpass.inspect(q, model, data[0])
+
+
+def report(kind: type[nn.Module] = FeedForward) -> Report:
+    return compiled(kind)[2]
+
+
+def plan():
+    return runtime_of(compiled()[1]).plan
+
+
+def order() -> str:
+    width = max(len(each.name) for each in ORDER)
+    return "\n".join(f"{each.name:<{width}}  {each.needs} -> {each.leaves}" for each in ORDER)
+
+
+def captured() -> str:
+    return report().graph("capture")
+
+
+def decided() -> str:
+    return str(plan()).partition("\nw8a8:")[0]
+
+
+def solved() -> str:
+    """The first weights of one output channel: as they were, the codes, and what the codes stand for."""
+    model, _, _ = compiled()
+    packed = plan()[SITE].packed
+    codes, scale, factor = packed.data[0, :6], packed.scale[0], packed.in_mul[:6]
+    rows = (
+        ("weight", [f"{v:9.5f}" for v in model.up.weight[0, :6].tolist()]),
+        ("code", [f"{v:9d}" for v in codes.tolist()]),
+        ("(q - 0) * scale * in_mul", [f"{v:9.5f}" for v in (codes * scale * factor).tolist()]),
+    )
+    lines = [f"{name:<26}{''.join(values)}" for name, values in rows]
+    return "\n".join([*lines, f"scale[0] = {float(scale):.6f}"])
+
+
+def installed() -> str:
+    state = compiled()[1].state_dict()
+    width = max(map(len, state))
+    return "\n".join(
+        f"{k:<{width}}  {str(v.dtype).removeprefix('torch.'):<8} {list(v.shape)}" for k, v in state.items()
+    )
+
+
+def lines_with(text: str, *words: str) -> str:
+    return "\n".join(line.strip() for line in text.splitlines() if any(word in line for word in words))
+
+
+def annotated() -> str:
+    return lines_with(report().graph("annotate"), f" {SITE}")
+
+
+def fused() -> str:
+    return lines_with(report().graph("fuse"), "qpass.linear")
+
+
+def lowered() -> str:
+    return report().graph("lowered")
+
+
+def explained() -> str:
+    return report().explain(SITE)
+
+
+def change(before: str, after: str, kind: type[nn.Module] = FeedForward):
+    def made() -> str:
+        return report(kind).diff(before, after).rstrip()
+
+    return made
+
+
+def simplified() -> str:
+    return report(Flat).diff("capture", "simplify").rstrip()
+
+
+PROBE = """
+import torch
+o = torch.ops.onednn
+packed = o.qlinear_prepack.default(torch.ones(256, 64, dtype=torch.int8), None)
+x, s, z = torch.ones(128, 64, dtype=torch.uint8), torch.ones(256), torch.zeros(256, dtype=torch.int32)
+o.qlinear_pointwise.default(x, 0.02, 128, packed, s, z, None, 1.0, 0, torch.float32, "none", [], "")
+"""
+
+
+def instruction() -> str:
+    """What oneDNN says it ran, and the instruction in the code it generated (found with objdump where there is one)."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"ONEDNN_VERBOSE": "1", "ONEDNN_JIT_DUMP": "1", "OMP_NUM_THREADS": "1"}
+        command = ["env", *(f"{k}={v}" for k, v in options.items()), sys.executable, "-c", PROBE]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=120)
+        said = [
+            line for line in done.stdout.splitlines() if ",exec," in line and ("reorder" in line or "matmul" in line)
+        ]
+        found = [line for file in sorted(Path(folder).glob("*.bin")) for line in multiplications(file)]
+    return "\n".join([*(line.rpartition(",")[0] for line in said), "", *found[:4]]).rstrip()
+
+
+def multiplications(file: Path) -> list[str]:
+    try:
+        command = ["objdump", "-D", "-b", "binary", "-mi386:x86-64", "-Mintel", "--no-show-raw-insn", str(file)]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    except FileNotFoundError:
+        return ["(no objdump here)"]
+    return [" ".join(line.split()[1:]) for line in listing.splitlines() if VNNI in line or AMX in line]
+
+
+def formula() -> str:
+    """The reference of the packed linear against torch's float linear on the dequantized numbers."""
+    d = plan()[SITE]
+    x = torch.randn(5, 64)
+    q = affine.quantize(x, d.input_scale, d.input_zero, d.input_type)
+    args = (d.input_scale, d.input_zero, "u8/t", d.packed.data, d.packed.scale, "i8/c0", None, None, "", None, None, "")
+    y = torch.ops.qpass.linear(q, *args, torch.float32)
+    real = affine.dequantize(q, d.input_scale, d.input_zero, d.input_type, torch.float32)
+    wanted = functional.linear(real, d.packed.data * d.packed.scale[:, None])
+    return f"same as linear on the dequantized numbers: {torch.allclose(y, wanted, rtol=1e-5, atol=1e-5)}"
+
+
+DUMPS = {
+    "order": order,
+    "captured": captured,
+    "decided": decided,
+    "solved": solved,
+    "installed": installed,
+    "annotated": annotated,
+    "migrated": change("annotate", "migrate"),
+    "inserted": change("migrate", "insert-qdq"),
+    "fused": fused,
+    "fuse-change": change("insert-qdq", "fuse"),
+    "simplified": simplified,
+    "annotate-change": change("simplify", "annotate"),
+    "merged": change("fuse", "merge-siblings", Attention),
+    "lower-change": change("merge-siblings", "lower"),
+    "lowered": lowered,
+    "explained": explained,
+    "formula": formula,
+    "instruction": instruction,
+    "level-float": lambda: report().graph("float"),
+    "level-annotated": lambda: report().graph("annotated"),
+    "level-qdq": lambda: report().graph("qdq"),
+    "level-fused": lambda: report().graph("fused"),
+}
+OF_THIS_MACHINE = ("instruction",)
+
+
+def normal(text: str) -> str:
+    """A dump without what differs between machines: values of scales, codes and zero points, names of sizes."""
+    text = re.sub(r"\bs\d+\b", "s", text)
+    text = re.sub(r"-?\d+\.\d+(e-?\d+)?|-?\d+e-?\d+", "#", text)
+    text = re.sub(r"(#, )\d+\b", r"\1#", text)  # a zero point stands behind its scale
+    text = re.sub(r"(zero point|code|SQNR) +[-\d ]+", r"\1 #", text)
+    return re.sub(r"[ \t]+", " ", text).strip()
+
+
+def blocks(page: Path) -> dict[str, str]:
+    """Name -> text of each dump on a page."""
+    return {name: body.rstrip() for _, name, body, _ in BLOCK.findall(page.read_text())}
+
+
+def refresh(page: Path) -> None:
+    page.write_text(BLOCK.sub(lambda m: f"{m[1]}{DUMPS[m[2]]().rstrip()}\n{m[4]}", page.read_text()))
+
+
+def main() -> None:
+    why = cpu.unavailable()
+    if why:
+        raise SystemExit(f"the dumps are of the cpu backend: {why}")
+    for page in sorted(DOCS.glob("*.md")):
+        refresh(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""One site in full: its types and scales, what it costs, its error, its lines in the graph, and the rules it missed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor
+
+from qpass.inspect.errors import SiteError
+from qpass.plan import Decision
+from qpass.runtime import Record
+
+FLOAT_BYTES = 4
+
+
+def explain(d: Decision, records: Iterable[Record], error: SiteError | None) -> str:
+    """The page of one site. error: of this site alone, where it was measured."""
+    lines = [f"{d.site}", *_head(d)]
+    lines += _row("type", _float_type(d)) if not d.quantized else [*_weight(d), *_input(d)]
+    if error is not None:
+        lines += _row(
+            "error", f"SQNR {error.sqnr:.1f} dB, largest {error.worst:.3g}: its float input through its integers"
+        )
+    lines += _row("note", d.note) if d.note else []
+    for record in records:
+        lines += [line for text in _lines(record, d.site) for line in _row(record.name, text)]
+        lines += [line for miss in record.misses if d.site in miss.sites for line in _row("missed", str(miss))]
+        lines += [line for site, why in record.kept if d.site in site.split("+") for line in _row("kept", why)]
+    return "\n".join(lines)
+
+
+def _row(head: str, *texts: str) -> list[str]:
+    return [f"  {head if i == 0 else '':<8}{text}" for i, text in enumerate(texts)]
+
+
+def _head(d: Decision) -> list[str]:
+    shape = f", weight {list(d.shape)} of {d.weight}" if d.weight else ""
+    rows = f", {d.rows:,} rows in the example: {d.macs:,} multiply-adds" if d.rows and d.weight else ""
+    return _row("what", f"{d.operation}{shape}{rows}")
+
+
+def _float_type(d: Decision) -> str:
+    size = f" ({FLOAT_BYTES * d.shape[0] * d.shape[1]:,} bytes in float32)" if len(d.shape) == 2 else ""
+    return f"float{size}: {d.why}"
+
+
+def _weight(d: Decision) -> list[str]:
+    packed = d.packed
+    if packed is None:
+        return _row("weight", f"{d.weight_type}")
+    before = FLOAT_BYTES * packed.data.numel()
+    size = f"{before:,} bytes in float32, {packed.nbytes:,} packed ({packed.nbytes / before:.3f})"
+    return _row("weight", f"{d.weight_type}, {size}", f"scale {_span_of(packed.scale)}, {packed.scale.numel()} in all")
+
+
+def _input(d: Decision) -> list[str]:
+    if d.input_type is None:
+        return _row("input", f"float, seen {_span(d.lo, d.hi)}")
+    texts = [f"{d.input_type}, seen {_span(d.lo, d.hi)}"]
+    if d.input_scale is not None and d.input_zero is not None:
+        texts.append(f"scale {float(d.input_scale):.6g}, zero point {int(d.input_zero)}")
+    else:
+        texts.append("scale and zero point of each row at run time")
+    if d.group and d.group != d.site:
+        texts.append(f"shared with {d.group}: quantized once for both")
+    if d.packed is not None and d.packed.in_mul is not None:
+        texts.append(f"channels multiplied by {_span_of(d.packed.in_mul)} before")
+    if d.input_shift is not None:
+        texts.append(f"channels shifted by {_span_of(d.input_shift)} before")
+    if d.input_extra is not None and int(d.input_extra.sum()):
+        texts.append(f"{int(d.input_extra.sum())} copies of channels that reach far added")
+    return _row("input", *texts)
+
+
+def _lines(record: Record, site: str) -> Iterator[str]:
+    """The site's lines in the lowered graph."""
+    for line in record.steps[-1].text.splitlines():
+        _, _, comment = line.partition("   # ")
+        if site in comment.replace("+", " ").split():
+            yield line.strip()
+
+
+def _span(lo: float | None, hi: float | None) -> str:
+    return "in no calibration batch" if lo is None or hi is None else f"{lo:.4g} .. {hi:.4g}"
+
+
+def _span_of(values: Tensor) -> str:
+    return f"{float(values.min()):.3g} .. {float(values.max()):.3g}"

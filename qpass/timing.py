@@ -1,0 +1,29 @@
+"""Time several calls in turn, so that what drifts (clock, heat, other processes) falls on all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+Key = TypeVar("Key")
+WARM_UP = 3
+
+
+def interleaved(calls: Mapping[Key, Callable[[], object]], rounds: int, warm_up: int = WARM_UP) -> dict[Key, float]:
+    """Median milliseconds of each call: every round runs each once, every other round in reverse order.
+
+    >>> sorted(interleaved({"a": lambda: None, "b": lambda: sum(range(1000))}, rounds=3))
+    ['a', 'b']
+    """
+    for call in calls.values():
+        for _ in range(warm_up):
+            call()
+    laps: dict[Key, list[float]] = {key: [] for key in calls}
+    for number in range(rounds):
+        for key in calls if number % 2 == 0 else reversed(list(calls)):
+            start = time.perf_counter()
+            calls[key]()
+            laps[key].append(time.perf_counter() - start)
+    return {key: statistics.median(times) * 1e3 for key, times in laps.items()}

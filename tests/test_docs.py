@@ -1,0 +1,146 @@
+"""The documentation is true: its code runs, its links lead somewhere, its dumps are what the source makes today."""
+
+import doctest
+import importlib
+import importlib.util
+import pkgutil
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import qpass
+from qpass.backends import cpu
+from qpass.passes import ORDER
+from qpass.pipeline import CHOICES
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "kernels/README.md", *sorted(DOCS.rglob("*.md"))]
+CODE = re.compile(r"(?:<!-- needs ([\w. ]+) -->\n)?```python\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
+REFERENCE = re.compile(r"`((?:qpass|docs|tests|kernels)/[\w./-]*)`")
+ABSENT = ("kernels/__init__.py",)  # named because it must not be there
+VARIABLE = re.compile(r"QPASS_[A-Z]+")
+
+
+def names(pages):
+    return [str(page.relative_to(ROOT)) for page in pages]
+
+
+def walk():
+    spec = importlib.util.spec_from_file_location("walk", DOCS / "walk.py")
+    module = sys.modules.setdefault("walk", importlib.util.module_from_spec(spec))
+    if not hasattr(module, "DUMPS"):
+        spec.loader.exec_module(module)
+    return module
+
+
+def lacking(needs):
+    """The first package a block needs that is not installed here."""
+    return next((name for name in needs.split() if importlib.util.find_spec(name.split(".")[0]) is None), None)
+
+
+WITH_CODE = [page for page in PAGES if CODE.search(page.read_text())]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_CODE, ids=names(WITH_CODE))
+def test_code_runs(page, tmp_path, monkeypatch):
+    """The python blocks of a page, in order, as one program."""
+    monkeypatch.chdir(tmp_path)
+    scope = {"__name__": page.stem}
+    source = page.read_text()
+    for found in CODE.finditer(source):
+        if found[1] and lacking(found[1]):
+            continue
+        start = source[: found.start(2)].count("\n")
+        exec(compile("\n" * start + found[2], str(page), "exec"), scope)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_links_lead_somewhere(page):
+    for link in LINK.findall(page.read_text()):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        if anchor:
+            heads = [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in HEADING.findall(target.read_text())]
+            assert anchor in heads, f"{page.name} links to {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_files_that_are_named_exist(page):
+    missing = [path for path in REFERENCE.findall(page.read_text()) if not (ROOT / path).exists()]
+    assert [path for path in missing if path not in ABSENT] == []
+
+
+def test_every_page_is_in_the_index():
+    linked = {(DOCS / link).resolve() for link in LINK.findall((DOCS / "index.md").read_text())}
+    missing = [page for page in DOCS.rglob("*.md") if page.name != "index.md" and page.resolve() not in linked]
+    assert not missing
+
+
+def test_every_pass_has_a_section():
+    heads = HEADING.findall((DOCS / "passes.md").read_text())
+    sections = [head for head in heads if head in {each.name for each in ORDER}]
+    assert sections == [each.name for each in ORDER]
+
+
+def test_every_environment_variable_is_documented():
+    sources = "\n".join(path.read_text() for path in sorted((ROOT / "qpass").rglob("*.py")))
+    page = (DOCS / "debugging.md").read_text()
+    known = set(VARIABLE.findall(sources))
+    assert known == set(VARIABLE.findall(page)) >= {name for name, _ in CHOICES}
+    for _, choices in CHOICES:
+        assert all(f"`{choice}`" in page for choice in choices if choice)
+
+
+def test_every_level_and_public_name_is_documented():
+    text = "\n".join(page.read_text() for page in PAGES)
+    levels = (DOCS / "levels.md").read_text()
+    assert all(f"\n## {level}\n" in levels for level in ("float", "annotated", "qdq", "fused", "lowered"))
+    hidden = {"QpassError", "Decision", "ops", "Recipe", "qpass_backend"}  # met in messages and in the source
+    missing = [name for name in qpass.__all__ if name not in hidden and not re.search(rf"\bqpass\.{name}\b", text)]
+    assert not missing
+
+
+def modules():
+    return [name for _, name, _ in pkgutil.walk_packages([str(ROOT / "qpass")], "qpass.") if name != "qpass.__main__"]
+
+
+def test_doctests_of_the_source():
+    results = [doctest.testmod(importlib.import_module(name), verbose=False) for name in modules()]
+    assert sum(result.failed for result in results) == 0
+    assert sum(result.attempted for result in results) >= 10
+
+
+def documented_dumps():
+    pages = [page for page in sorted(DOCS.glob("*.md")) if "<!-- dump" in page.read_text()]
+    return [(page, name) for page in pages for name in walk().blocks(page)]
+
+
+@pytest.mark.parametrize(("page", "name"), documented_dumps(), ids=lambda v: v.stem if isinstance(v, Path) else v)
+def test_dumps_are_what_the_source_makes(page, name):
+    """Run `python docs/walk.py` after a change of the source that is meant to change them."""
+    if cpu.unavailable():
+        pytest.skip(cpu.unavailable())
+    made, written = walk().DUMPS[name](), walk().blocks(page)[name]
+    if name == "instruction":
+        assert "matmul" in written
+        assert any(word in written for word in (walk().VNNI, walk().AMX))
+        assert any(word in made for word in (walk().VNNI, walk().AMX, "no objdump"))
+        return
+    assert walk().normal(made) == walk().normal(written)
+
+
+def test_a_dump_that_is_not_true_is_noticed():
+    normal = walk().normal
+    assert normal("%1 = aten.gelu(%0)   # float32[s33, 8]") == normal("%1 = aten.gelu(%0) # float32[s0, 8]")
+    assert normal("f(%1, 0.25, 128, uint8)") == normal("f(%1, 0.26, 127, uint8)")
+    assert normal("%1 = aten.gelu(%0)") != normal("%1 = aten.relu(%0)")
+    assert normal("float32[s0, 8]") != normal("float32[s0, 9]")
