@@ -10,8 +10,9 @@ model that torch.compile can run is a model that can be captured. Parameters and
 from __future__ import annotations
 
 import contextlib
+import threading
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ def front_end(model: nn.Module, backend: GraphBackend) -> Callable[..., Any]:
     def call(root: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return root._call_impl(*args, **kwargs)
 
+    slow = _no_fast_path if any(isinstance(m, WITH_FAST_PATH) for m in model.modules()) else contextlib.nullcontext
     own = types.FunctionType(call.__code__.replace(co_name="forward"), call.__globals__, "forward")
     compiled = torch.compile(own, backend=backend, dynamic=True)
     # a float that arrives as a tensor cannot be retraced; a recurrent layer is one operation of the graph, not a break
@@ -49,7 +51,7 @@ def front_end(model: nn.Module, backend: GraphBackend) -> Callable[..., Any]:
 
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            with settings, torch.no_grad():
+            with settings, slow(), torch.no_grad():
                 return compiled(model, *args, **kwargs)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             if isinstance(error.inner_exception, QpassError):  # our own sentence, without the front end's around it
@@ -57,6 +59,29 @@ def front_end(model: nn.Module, backend: GraphBackend) -> Callable[..., Any]:
             raise
 
     return run
+
+
+# in eval mode torch runs these whole, as one operator that hides its linears
+WITH_FAST_PATH = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+_FAST_PATH: dict[str, Any] = {"lock": threading.Lock(), "calls": 0, "before": True}
+
+
+@contextlib.contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Turns torch's fast path of attention off for the calls inside, on any number of threads, and on again after."""
+    state = _FAST_PATH
+    with state["lock"]:
+        if not state["calls"]:
+            state["before"] = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+        state["calls"] += 1
+    try:
+        yield
+    finally:
+        with state["lock"]:
+            state["calls"] -= 1
+            if not state["calls"]:
+                torch.backends.mha.set_fastpath_enabled(state["before"])
 
 
 def capture(gm: fx.GraphModule, inputs: Sequence[Any], names: Mapping[int, str]) -> fx.GraphModule:
@@ -73,7 +98,10 @@ def capture(gm: fx.GraphModule, inputs: Sequence[Any], names: Mapping[int, str])
 
 
 def retrace(gm: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
-    """Runs a graph on fake tensors and records the ATen operators it reaches before dispatch; sizes stay symbolic."""
+    """Runs a graph on fake tensors and records the ATen operators it reaches before dispatch; sizes stay symbolic.
+
+    Inside torch.func transforms (vmap, grad) those operators are seen after dispatch alone: linear comes as t and addmm.
+    """
     from torch.fx.experimental.proxy_tensor import make_fx
 
     context = torch._guards.TracingContext.try_get()
@@ -82,15 +110,29 @@ def retrace(gm: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
         mode = torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
     symbolic = context.tensor_to_context if context else {}
 
-    def fake(value: Any) -> Any:
+    def fake(node: fx.Node, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
+        traced = node.meta.get("example_value")
+        if getattr(traced, "fake_mode", None) is mode:
+            return traced  # its symbols are the front end's own: one made anew would have no source to guard
         known = symbolic.get(value)
         return mode.from_tensor(value, symbolic_context=known, static_shapes=known is None)
 
-    fakes = [fake(value) for value in inputs]
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    fakes = [fake(node, value) for node, value in zip(placeholders, inputs, strict=True)]
     with contextlib.ExitStack() as stack:
         stack.enter_context(mode)
         stack.enter_context(torch.fx.traceback.preserve_node_meta())
         stack.enter_context(torch.no_grad())
-        return make_fx(fx.Interpreter(gm).run, pre_dispatch=True)(*fakes)
+        return make_fx(fx.Interpreter(gm).run, pre_dispatch=not _transformed(gm))(*fakes)
+
+
+def _transformed(gm: fx.GraphModule) -> bool:
+    """Whether a graph, or one inside it, enters a torch.func transform."""
+    return any(
+        getattr(node.target, "__module__", None) == "torch._functorch.predispatch"
+        for part in gm.modules()
+        if isinstance(part, fx.GraphModule)
+        for node in part.graph.nodes
+    )

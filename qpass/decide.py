@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 
+import networkx
 import torch
 from torch import Tensor, nn
 
 from qpass.observations import Observations, Observed
 from qpass.packing import Packed
-from qpass.passes.annotate import OTHER_SITES
+from qpass.passes.other_sites import why_not
 from qpass.plan import Decision, Plan, SiteInfo
 from qpass.schemes import Recipe, Scheme
 from qpass.solvers.solve import solve
 
 NO_PARAMETER = "its weight is computed, not a parameter of the model"
+NOT_A_PARAMETER = "its weight is a buffer; only parameters are packed"
+NOT_A_MATRIX = "its weight has {} dimensions, not two"
+BOTH_WAYS = "{} reads the same weight the other way round, and one set of integers has scales along one axis"
 BY_RECIPE = "the recipe leaves it in float"
 NOT_REACHED = "no calibration batch reached it, so its input has no range"
 LOW_BIT = "the scheme's weight type {} is not executed yet; types that run: i8/c0"
@@ -31,12 +36,12 @@ def decide(
     recipe.check([name for name in sites if ":linear." in name] or list(sites))
     weights = dict(model.named_parameters(remove_duplicate=False)) if isinstance(model, nn.Module) else model
     plan = Plan(recipe.default, parameters=sum({id(p): p.numel() for p in weights.values()}.values()))
-    solved: dict[str, dict[str, Decision]] = {}
-    for group, members in _groups(sites, observations).items():
-        solved[group] = _decide_group(weights, group, members, recipe, observations)
+    solved: dict[str, Decision] = {}
+    first = _first_readers(sites, recipe)
+    for members in _groups(sites, observations):
+        solved |= _decide_group(weights, members, recipe, observations, first)
     for name, info in sites.items():
-        group = observations.groups.get(name, name)
-        plan.decisions[name] = solved.get(group, {}).get(name) or _other(info)
+        plan.decisions[name] = solved.get(name) or _other(info)
     if any(d.input_type is not None for d in plan) and fast_bfloat16():
         plan.attention = torch.bfloat16
     return plan
@@ -47,44 +52,77 @@ def fast_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _groups(sites: Mapping[str, SiteInfo], observations: Observations) -> dict[str, list[SiteInfo]]:
-    groups: dict[str, list[SiteInfo]] = {}
+def _groups(sites: Mapping[str, SiteInfo], observations: Observations) -> list[list[SiteInfo]]:
+    """Sites that are decided together: they read one input, or one weight (a layer called twice, tied layers)."""
+    together = networkx.Graph()
     for name, info in sites.items():
         if info.operation == "linear":
-            groups.setdefault(observations.groups.get(name, name), []).append(info)
+            together.add_edge(("site", name), ("input", observations.groups.get(name, name)))
+            if info.weight:
+                together.add_edge(("site", name), ("weight", (info.weight, info.transposed)))
+    order = {name: i for i, name in enumerate(sites)}
+    groups = []
+    for component in networkx.connected_components(together):
+        names = sorted((name for kind, name in component if kind == "site"), key=order.__getitem__)
+        groups.append([sites[name] for name in names])
     return groups
 
 
+def _seen(members: list[SiteInfo], observations: Observations) -> Observed | None:
+    """What was seen of the inputs of all these sites."""
+    groups = dict.fromkeys(observations.groups.get(info.name, info.name) for info in members)
+    found = [observations.observed[group] for group in groups if group in observations.observed]
+    if len(found) < 2:
+        return found[0] if found else None
+    merged = copy.deepcopy(found[0])
+    for other in found[1:]:
+        merged.merge(other)
+    return merged
+
+
 def _other(info: SiteInfo) -> Decision:
-    why = next((why for _, operation, why in OTHER_SITES if operation == info.operation), "")
-    return Decision(info.name, info.operation, info.weight or "", why=why)
+    return Decision(info.name, info.operation, info.weight or "", why=why_not(info.operation))
 
 
-def _decide_group(weights, group, members, recipe: Recipe, observations: Observations) -> dict[str, Decision]:
-    """Sites that read one input: they share its scale and its per-channel factor where they have one scheme."""
+def _first_readers(sites: Mapping[str, SiteInfo], recipe: Recipe) -> dict[str, SiteInfo]:
+    """Weight -> the first site that is to be quantized and reads it: the others follow its scheme and its axis."""
+    first: dict[str, SiteInfo] = {}
+    for name, info in sites.items():
+        if info.operation == "linear" and info.weight and recipe.scheme_for(name) is not None:
+            first.setdefault(info.weight, info)
+    return first
+
+
+def _decide_group(
+    weights, members: list[SiteInfo], recipe: Recipe, observations: Observations, first: Mapping[str, SiteInfo]
+) -> dict[str, Decision]:
+    """They share the scale of the input and its per-channel factor where they have one scheme; a weight has one."""
     found: dict[str, Decision] = {}
     by_scheme: dict[Scheme, list[Decision]] = {}
-    observed = observations.observed.get(group)
+    observed = _seen(members, observations)
     for info in members:
-        decision = _describe(weights, info, group, observations)
+        decision = _describe(weights, info, observations)
         scheme = recipe.scheme_for(info.name)
+        leader = first.get(decision.weight, info)
         why = why_float(decision, scheme, observed)
+        if not why and leader.transposed != info.transposed:
+            why = BOTH_WAYS.format(leader.name)
         if why:
             found[info.name] = decision.as_float(why)
         else:
-            assert scheme is not None
-            by_scheme.setdefault(scheme, []).append(decision)
-    epilogue = any(info.from_epilogue for info in members)
+            by_scheme.setdefault(recipe.scheme_for(leader.name), []).append(decision)
+    epilogue = [info.from_epilogue for info in members]
     for scheme, decisions in by_scheme.items():
         found |= {d.site: d for d in quantize_group(weights, decisions, scheme, observed, epilogue)}
     return found
 
 
-def _describe(weights: Mapping[str, Tensor], info: SiteInfo, group: str, observations: Observations) -> Decision:
+def _describe(weights: Mapping[str, Tensor], info: SiteInfo, observations: Observations) -> Decision:
     shape: tuple[int, ...] = ()
-    if info.weight:
+    if info.weight in weights:
         shape = tuple(weights[info.weight].shape)
         shape = shape[::-1] if info.transposed else shape
+    group = observations.groups.get(info.name, info.name)
     observed = observations.observed.get(group)
     lo, hi = (observed.range.lo, observed.range.hi) if observed and observed.rows else (None, None)
     rows = observations.rows.get(info.name, 0)
@@ -97,6 +135,8 @@ def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | No
     """None where the scheme can quantize the site, or the sentence that says why not."""
     if not decision.weight:
         return NO_PARAMETER
+    if len(decision.shape) != 2:
+        return NOT_A_MATRIX.format(len(decision.shape)) if decision.shape else NOT_A_PARAMETER
     if scheme is None or scheme.weight is None:
         return BY_RECIPE
     if str(scheme.weight) != "i8/c0" or (scheme.activation is not None and scheme.activation.number != "u8"):
@@ -107,13 +147,20 @@ def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | No
 
 
 def quantize_group(
-    named: Mapping[str, Tensor], decisions: list[Decision], scheme: Scheme, observed: Observed | None, epilogue: bool
+    named: Mapping[str, Tensor],
+    decisions: list[Decision],
+    scheme: Scheme,
+    observed: Observed | None,
+    epilogue: list[bool],
 ) -> list[Decision]:
-    """Chooses the shared input parameters and rounds each weight."""
-    weights = [_weight(named, d) for d in decisions]
-    solution = solve(weights, scheme, observed, free=scheme.dynamic or not epilogue, splits=epilogue)
+    """Chooses the shared input parameters and rounds each weight once."""
+    weights = {d.weight: _weight(named, d) for d in decisions}
+    free = scheme.dynamic or not any(epilogue)
+    solution = solve(list(weights.values()), scheme, observed, free=free, splits=all(epilogue))
+    rounded = dict(zip(weights, zip(solution.packed, solution.bias, strict=True), strict=True))
     done = []
-    for decision, packed, bias in zip(decisions, solution.packed, solution.bias, strict=True):
+    for decision in decisions:
+        packed, bias = rounded[decision.weight]
         packed = _turned(packed) if decision.transposed else packed
         done.append(
             dataclasses.replace(
