@@ -110,17 +110,14 @@ def retrace(gm: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
         mode = torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
     symbolic = context.tensor_to_context if context else {}
 
-    def fake(node: fx.Node, value: Any) -> Any:
+    def fake(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        traced = node.meta.get("example_value")
-        if getattr(traced, "fake_mode", None) is mode:
-            return traced  # its symbols are the front end's own: one made anew would have no source to guard
         known = symbolic.get(value)
-        return mode.from_tensor(value, symbolic_context=known, static_shapes=known is None)
+        source = getattr(known, "tensor_source", None)  # without it a size may become a symbol that no guard can find
+        return mode.from_tensor(value, symbolic_context=known, source=source, static_shapes=known is None)
 
-    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    fakes = [fake(node, value) for node, value in zip(placeholders, inputs, strict=True)]
+    fakes = [fake(value) for value in inputs]
     with contextlib.ExitStack() as stack:
         stack.enter_context(mode)
         stack.enter_context(torch.fx.traceback.preserve_node_meta())
