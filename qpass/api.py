@@ -40,9 +40,11 @@ def compile(
     where calibration is given, else dynamic, and float where integers are slower. example_inputs and each item of
     calibration: a tensor, a tuple (positional) or a mapping (keywords). recipe: module-path globs to a scheme or None
     (float); the first match wins. plan: from `analyze` or `Plan.load`, instead of scheme, calibration and recipe.
-    inplace: pack the weights of this very model instead of a copy. The result is for inference: it computes no gradients,
-    and hooks added after its first call are not run (the rule of torch.compile). guard: leave sites in float that are faster so
+    inplace: pack the weights of this very model instead of a copy. guard: leave sites in float that are faster so
     (default: only where scheme is omitted).
+
+    The result is for inference: it computes no gradients, and hooks added after its first call are not run, as with
+    torch.compile.
     """
     checks.check_model(model)
     device = checks.device_of(model)

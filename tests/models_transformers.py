@@ -3,10 +3,10 @@
 import torch
 import transformers as tf
 
-TEXT = dict(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+TEXT = dict(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
 GROUPED = TEXT | dict(num_key_value_heads=2, max_position_embeddings=64)
-IMAGE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=16)
-SEQ2SEQ = dict(vocab_size=99, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4)
+IMAGE = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, image_size=16)
+SEQ2SEQ = dict(vocab_size=99, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4)
 SEQ2SEQ |= dict(decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64)
 
 
@@ -63,48 +63,123 @@ def named(model, config, **options):
 NAMED = (
     ("bert", named("BertModel", "BertConfig", **TEXT), tokens),
     ("vit", named("ViTModel", "ViTConfig", **IMAGE, patch_size=8), pixels),
-    ("gpt2", named("GPT2LMHeadModel", "GPT2Config", vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64), causal),
+    (
+        "gpt2",
+        named("GPT2LMHeadModel", "GPT2Config", vocab_size=99, n_embd=32, n_layer=1, n_head=4, n_positions=64),
+        causal,
+    ),
     ("llama", named("LlamaForCausalLM", "LlamaConfig", **GROUPED), causal),
-    ("t5", named("T5ForConditionalGeneration", "T5Config", vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_layers=2,
-                 num_heads=4, decoder_start_token_id=0), pairs),
+    (
+        "t5",
+        named(
+            "T5ForConditionalGeneration",
+            "T5Config",
+            vocab_size=99,
+            d_model=32,
+            d_kv=8,
+            d_ff=64,
+            num_layers=1,
+            num_heads=4,
+            decoder_start_token_id=0,
+        ),
+        pairs,
+    ),
 )
 OTHERS = (
-    ("distilbert", named("DistilBertModel", "DistilBertConfig", vocab_size=99, dim=32, n_layers=2, n_heads=4, hidden_dim=64), tokens),
     ("roberta", named("RobertaModel", "RobertaConfig", **TEXT), tokens),
-    ("albert", named("AlbertModel", "AlbertConfig", **TEXT, embedding_size=16), tokens),
-    ("electra", named("ElectraModel", "ElectraConfig", **TEXT, embedding_size=16), tokens),
-    ("deberta", named("DebertaV2Model", "DebertaV2Config", **TEXT, relative_attention=True, pos_att_type=["p2c", "c2p"],
-                      position_biased_input=False, position_buckets=8, norm_rel_ebd="layer_norm", share_att_key=True), tokens),
-    ("mpnet", named("MPNetModel", "MPNetConfig", **TEXT), tokens),
+    ("albert", named("AlbertModel", "AlbertConfig", **TEXT | dict(num_hidden_layers=2), embedding_size=16), tokens),
+    (
+        "deberta",
+        named(
+            "DebertaV2Model",
+            "DebertaV2Config",
+            **TEXT,
+            relative_attention=True,
+            pos_att_type=["p2c", "c2p"],
+            position_biased_input=False,
+            position_buckets=8,
+            norm_rel_ebd="layer_norm",
+            share_att_key=True,
+        ),
+        tokens,
+    ),
     ("modernbert", named("ModernBertModel", "ModernBertConfig", **TEXT, pad_token_id=0, local_attention=4), tokens),
-    ("qwen2", named("Qwen2ForCausalLM", "Qwen2Config", **GROUPED), causal),
     ("qwen3", named("Qwen3ForCausalLM", "Qwen3Config", **GROUPED, head_dim=8), causal),
-    ("mistral", named("MistralForCausalLM", "MistralConfig", **GROUPED, sliding_window=4), causal),
     ("gemma", named("GemmaForCausalLM", "GemmaConfig", **GROUPED, head_dim=8, pad_token_id=0), causal),
-    ("gemma2", named("Gemma2ForCausalLM", "Gemma2Config", **GROUPED, head_dim=8, pad_token_id=0), causal),
-    ("phi", named("PhiForCausalLM", "PhiConfig", **TEXT), causal),
-    ("phi3", named("Phi3ForCausalLM", "Phi3Config", **GROUPED, pad_token_id=0), causal),
-    ("opt", named("OPTForCausalLM", "OPTConfig", vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                  ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=64), causal),
     ("gpt_neox", named("GPTNeoXForCausalLM", "GPTNeoXConfig", **TEXT), causal),
-    ("bloom", named("BloomForCausalLM", "BloomConfig", vocab_size=99, hidden_size=32, n_layer=2, n_head=4), causal),
-    ("falcon", named("FalconForCausalLM", "FalconConfig", vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4), causal),
+    (
+        "falcon",
+        named(
+            "FalconForCausalLM",
+            "FalconConfig",
+            vocab_size=99,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+        ),
+        causal,
+    ),
     ("mixtral", named("MixtralForCausalLM", "MixtralConfig", **GROUPED, num_local_experts=4), causal),
-    ("mamba", named("MambaForCausalLM", "MambaConfig", vocab_size=99, hidden_size=32, num_hidden_layers=2, state_size=8), causal),
+    (
+        "mamba",
+        named("MambaForCausalLM", "MambaConfig", vocab_size=99, hidden_size=32, num_hidden_layers=1, state_size=8),
+        causal,
+    ),
     ("bart", named("BartForConditionalGeneration", "BartConfig", **SEQ2SEQ), pairs),
-    ("marian", named("MarianMTModel", "MarianConfig", **SEQ2SEQ, pad_token_id=0, decoder_start_token_id=0), pairs),
-    ("whisper", named("WhisperForConditionalGeneration", "WhisperConfig", **{k: v for k, v in SEQ2SEQ.items() if k != "max_position_embeddings"},
-                      num_mel_bins=8, max_source_positions=16, max_target_positions=64, decoder_start_token_id=1,
-                      pad_token_id=0, bos_token_id=1, eos_token_id=2), spectra),
+    (
+        "whisper",
+        named(
+            "WhisperForConditionalGeneration",
+            "WhisperConfig",
+            **{k: v for k, v in SEQ2SEQ.items() if k != "max_position_embeddings"},
+            num_mel_bins=8,
+            max_source_positions=16,
+            max_target_positions=64,
+            decoder_start_token_id=1,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+        spectra,
+    ),
     ("clip", clip, captions),
-    ("swin", named("SwinModel", "SwinConfig", image_size=16, patch_size=2, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4), pixels),
-    ("convnext", named("ConvNextModel", "ConvNextConfig", hidden_sizes=[16, 32], depths=[2, 2], num_stages=2, image_size=16, patch_size=2), pixels),
-    ("dinov2", named("Dinov2Model", "Dinov2Config", **{k: v for k, v in IMAGE.items() if k != "intermediate_size"}, patch_size=8), pixels),
-    ("wav2vec2", named("Wav2Vec2Model", "Wav2Vec2Config", **TEXT, conv_dim=[16, 16], conv_stride=[5, 4], conv_kernel=[10, 8],
-                       num_feat_extract_layers=2, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2), sound),
-    ("xlnet", named("XLNetModel", "XLNetConfig", vocab_size=99, d_model=32, n_layer=2, n_head=4, d_inner=64), tokens),
-    ("xlm", named("XLMModel", "XLMConfig", vocab_size=99, emb_dim=32, n_layers=2, n_heads=4), tokens),
-    ("funnel", named("FunnelModel", "FunnelConfig", vocab_size=99, block_sizes=[1, 1], d_model=32, n_head=4, d_head=8, d_inner=64), tokens),
+    (
+        "dinov2",
+        named(
+            "Dinov2Model", "Dinov2Config", **{k: v for k, v in IMAGE.items() if k != "intermediate_size"}, patch_size=8
+        ),
+        pixels,
+    ),
+    (
+        "wav2vec2",
+        named(
+            "Wav2Vec2Model",
+            "Wav2Vec2Config",
+            **TEXT,
+            conv_dim=[16, 16],
+            conv_stride=[5, 4],
+            conv_kernel=[10, 8],
+            num_feat_extract_layers=2,
+            num_conv_pos_embeddings=8,
+            num_conv_pos_embedding_groups=2,
+        ),
+        sound,
+    ),
+    ("xlm", named("XLMModel", "XLMConfig", vocab_size=99, emb_dim=32, n_layers=1, n_heads=4), tokens),
+    (
+        "swin",
+        named(
+            "SwinModel",
+            "SwinConfig",
+            image_size=16,
+            patch_size=2,
+            embed_dim=16,
+            depths=[1, 1],
+            num_heads=[2, 4],
+            window_size=4,
+        ),
+        pixels,
+    ),
 )
 ALL = {name: (builder, inputs) for name, builder, inputs in NAMED + OTHERS}
 

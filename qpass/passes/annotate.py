@@ -22,6 +22,7 @@ from qpass.sites import SiteNames, module_path
 aten = torch.ops.aten
 qpass = torch.ops.qpass
 
+
 @dataclass(frozen=True)
 class WeightSource:
     """Where a linear's weight comes from: the parameter's path, its node, and what stands between.
