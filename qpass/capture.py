@@ -36,8 +36,9 @@ def tensor_names(model: nn.Module) -> dict[int, str]:
 def front_end(model: nn.Module, backend: GraphBackend) -> Callable[..., Any]:
     """The model's call, captured: each graph goes to `backend(graph, inputs)`, whose result runs in its place.
 
-    Batch and length are symbolic from the first capture on. The outer function lives here, since the front end skips
-    frames of torch.nn (a bare Sequential); it is a new code object for each model, since captures are counted by it.
+    Batch and length are symbolic from the first capture on, height and width from the second size on. The outer
+    function lives here, since the front end skips frames of torch.nn (a bare Sequential); it is a new code object for
+    each model, since captures are counted by it.
     """
 
     def call(root: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -48,17 +49,37 @@ def front_end(model: nn.Module, backend: GraphBackend) -> Callable[..., Any]:
     compiled = torch.compile(own, backend=backend, dynamic=True)
     # a float that arrives as a tensor cannot be retraced; a recurrent layer is one operation of the graph, not a break
     settings = torch._dynamo.config.patch(specialize_float=True, allow_rnn=True)
+    # a batch as long as its sequences is a coincidence
+    apart = torch.fx.experimental._config.patch(use_duck_shape=False)
+
+    images = any(isinstance(m, nn.Conv2d | nn.Conv3d) for m in model.modules())
+    called: list[bool] = []
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        if images and not called:
+            mark_images((*args, *kwargs.values()))
         try:
-            with settings, slow(), torch.no_grad():
-                return compiled(model, *args, **kwargs)
+            with settings, apart, slow(), torch.no_grad():
+                out = compiled(model, *args, **kwargs)
+            if not called:
+                called.append(True)
+            return out
         except torch._dynamo.exc.BackendCompilerFailed as error:
             if isinstance(error.inner_exception, QpassError):  # our own sentence, without the front end's around it
                 raise error.inner_exception from None
             raise
 
     return run
+
+
+def mark_images(values: Sequence[Any]) -> None:
+    """Tells the front end that height and width of images are constants, until an image of another size comes.
+
+    Windows and patches of symbolic sizes take minutes to reason about (Swin), and most models see one size.
+    """
+    for value in values:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (4, 5):
+            torch._dynamo.mark_static(value, list(range(2, value.dim())))
 
 
 # in eval mode torch runs these whole, as one operator that hides its linears
