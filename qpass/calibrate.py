@@ -7,6 +7,7 @@ Memory does not grow with the batches: each is looked at once and forgotten. Obs
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,7 +41,7 @@ def call_arguments(batch: Batch, what: str) -> tuple[tuple[Any, ...], dict[str, 
     )
 
 
-@dataclass
+@dataclass(eq=False)
 class Session:
     """One model under observation: its sites in order of execution, their names, and what was seen."""
 
@@ -48,7 +49,7 @@ class Session:
     observations: Observations = field(default_factory=Observations)
     names: SiteNames = field(default_factory=SiteNames)
     sites: dict[str, SiteInfo] = field(default_factory=dict)
-    graphs: int = 0
+    graphs: list[tuple[fx.GraphModule, dict[str, fx.Node]]] = field(default_factory=list)
     batch: int = 0
     watching: bool = True
 
@@ -61,13 +62,16 @@ class Session:
         graph = capture(gm, inputs, self.tensors)
         simplify(graph)
         nodes, infos = describe_sites(graph, self.names)
-        self.graphs += 1
         for info in infos:
             self.sites.setdefault(info.name, info)
+        self.graphs.append((graph, nodes))
+        owner, index = weakref.ref(self), len(self.graphs) - 1
 
-        def run(*args: Any) -> Any:
-            interpreter = CollectRanges(graph, nodes, self.observations, self.batch, self.watching)
-            return interpreter.run(*args)
+        def run(*args: Any) -> Any:  # the front end never forgets it, so it holds neither the session nor a weight
+            session = owner()
+            assert session is not None
+            graph, nodes = session.graphs[index]
+            return CollectRanges(graph, nodes, session.observations, session.batch, session.watching).run(*args)
 
         return run
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,7 +48,8 @@ def front_end(model: nn.Module, backend: GraphBackend) -> Callable[..., Any]:
 
     slow = _no_fast_path if any(isinstance(m, WITH_FAST_PATH) for m in model.modules()) else contextlib.nullcontext
     own = types.FunctionType(call.__code__.replace(co_name="forward"), call.__globals__, "forward")
-    compiled = torch.compile(own, backend=backend, dynamic=True)
+    held = _Held(backend)
+    compiled = torch.compile(own, backend=_relay(weakref.ref(held)), dynamic=True)
     # a float that arrives as a tensor cannot be retraced; a recurrent layer is one operation of the graph, not a break
     settings = torch._dynamo.config.patch(specialize_float=True, allow_rnn=True)
     # a batch as long as its sequences is a coincidence
@@ -69,7 +72,26 @@ def front_end(model: nn.Module, backend: GraphBackend) -> Callable[..., Any]:
                 raise error.inner_exception from None
             raise
 
+    run.held = held  # type: ignore[attr-defined]
     return run
+
+
+@dataclass(eq=False)
+class _Held:
+    """Keeps a backend alive for as long as the call it belongs to."""
+
+    backend: GraphBackend
+
+
+def _relay(held: weakref.ref[_Held]) -> GraphBackend:
+    """The backend as the front end may see it: it keeps a list of all it ever saw, and with them models and weights."""
+
+    def relay(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        owner = held()
+        assert owner is not None
+        return owner.backend(gm, inputs)
+
+    return relay
 
 
 def mark_images(values: Sequence[Any]) -> None:

@@ -86,7 +86,6 @@ NAMED = (
     ),
 )
 OTHERS = (
-    ("roberta", named("RobertaModel", "RobertaConfig", **TEXT), tokens),
     ("albert", named("AlbertModel", "AlbertConfig", **TEXT | dict(num_hidden_layers=2), embedding_size=16), tokens),
     (
         "deberta",
@@ -105,7 +104,6 @@ OTHERS = (
     ),
     ("modernbert", named("ModernBertModel", "ModernBertConfig", **TEXT, pad_token_id=0, local_attention=4), tokens),
     ("qwen3", named("Qwen3ForCausalLM", "Qwen3Config", **GROUPED, head_dim=8), causal),
-    ("gemma", named("GemmaForCausalLM", "GemmaConfig", **GROUPED, head_dim=8, pad_token_id=0), causal),
     ("gpt_neox", named("GPTNeoXForCausalLM", "GPTNeoXConfig", **TEXT), causal),
     (
         "falcon",
@@ -120,11 +118,6 @@ OTHERS = (
         causal,
     ),
     ("mixtral", named("MixtralForCausalLM", "MixtralConfig", **GROUPED, num_local_experts=4), causal),
-    (
-        "mamba",
-        named("MambaForCausalLM", "MambaConfig", vocab_size=99, hidden_size=32, num_hidden_layers=1, state_size=8),
-        causal,
-    ),
     ("bart", named("BartForConditionalGeneration", "BartConfig", **SEQ2SEQ), pairs),
     (
         "whisper",
@@ -143,13 +136,6 @@ OTHERS = (
         spectra,
     ),
     ("clip", clip, captions),
-    (
-        "dinov2",
-        named(
-            "Dinov2Model", "Dinov2Config", **{k: v for k, v in IMAGE.items() if k != "intermediate_size"}, patch_size=8
-        ),
-        pixels,
-    ),
     (
         "wav2vec2",
         named(
