@@ -43,6 +43,9 @@ def compile(
     (float); the first match wins. plan: from `analyze` or `Plan.load`, instead of scheme, calibration and recipe.
     inplace: pack the weights of this very model instead of a copy. guard: leave sites in float that are faster so
     (default: only where scheme is omitted).
+
+    The result is for inference: it computes no gradients, and hooks added after its first call are not run, as with
+    torch.compile.
     """
     Settings.from_env()
     checks.check_model(model)

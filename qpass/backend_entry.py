@@ -1,7 +1,9 @@
 """The torch.compile spelling: `model.compile(backend="qpass", options={"scheme": "w8a8-dynamic"})`.
 
 There is no copy of the model to pack here, so the float weights stay in it; the integers are constants of each graph.
-Schemes whose inputs need calibration take a plan: `options={"plan": qpass.analyze(...)}`.
+Schemes whose inputs need calibration take a plan: `options={"plan": qpass.analyze(...)}`. torch.compile by itself leaves
+a model with an LSTM or GRU alone, and no backend is asked: set torch._dynamo.config.allow_rnn = True first, or call
+qpass.compile, which captures it.
 """
 
 from __future__ import annotations

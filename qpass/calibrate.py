@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +73,7 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(values)
 
 
-@dataclass
+@dataclass(eq=False)
 class Session:
     """One model under observation: its sites in order of execution, their names, and what was seen."""
 
@@ -80,7 +81,7 @@ class Session:
     observations: Observations = field(default_factory=Observations)
     names: SiteNames = field(default_factory=SiteNames)
     sites: dict[str, SiteInfo] = field(default_factory=dict)
-    graphs: int = 0
+    graphs: list[tuple[fx.GraphModule, dict[str, fx.Node], tuple[Tensor, ...]]] = field(default_factory=list)
     batch: int = 0
     watching: bool = True
 
@@ -93,15 +94,22 @@ class Session:
         graph = capture(gm, inputs, self.tensors)
         simplify(graph)
         nodes, infos = describe_sites(graph, self.names)
-        self.graphs += 1
         for info in infos:
             self.sites.setdefault(info.name, info)
+        self.graphs.append((graph, nodes, tuple(held(gm).values())))
+        owner, index = weakref.ref(self), len(self.graphs) - 1
 
-        def run(*args: Any) -> Any:
-            interpreter = CollectRanges(graph, nodes, self.observations, self.batch, self.watching)
-            return interpreter.run(*args, *held(gm).values())
+        def run(*args: Any) -> Any:  # the front end never forgets it, so it holds neither the session nor a weight
+            session = owner()
+            assert session is not None
+            graph, nodes, lifted = session.graphs[index]
+            return session.interpreter(graph, nodes).run(*args, *lifted)
 
         return run
+
+    def interpreter(self, graph: fx.GraphModule, nodes: dict[str, fx.Node]) -> fx.Interpreter:
+        """What runs a captured graph and looks at its sites on the way."""
+        return CollectRanges(graph, nodes, self.observations, self.batch, self.watching)
 
     def run(self, batch: Batch, what: str) -> Any:
         """Calls the model on one batch; an error on the way is explained, with the model's own as its cause."""

@@ -2,7 +2,7 @@
 
 1. arguments are positional at full arity (defaults written out);
 2. what does nothing at inference is dropped: dropout, detach, alias, a cast to the same type, a view to the same shape;
-3. `addmm(b, x, w)`, `mm(x, w)` and `matmul(x, w)` with a parameter `w` become `linear(x, t(w), b)`;
+3. every product of an activation with a matrix of the model is a `linear` (products.py);
 4. an in-place activation whose input nobody else reads becomes the plain one.
 """
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from qpass.arity import full_arity
+from qpass.products import to_linear
 
 aten = torch.ops.aten
 
@@ -49,7 +50,7 @@ def canonicalize(gm: fx.GraphModule) -> fx.GraphModule:
             node.replace_all_uses_with(source)
             gm.graph.erase_node(node)
             continue
-        _matmul_to_linear(gm.graph, node)
+        to_linear(gm.graph, node)
     for node in gm.graph.nodes:
         if node.op == "call_function":
             node.args, node.kwargs = full_arity(node.target, node.args, node.kwargs)
@@ -102,35 +103,3 @@ def _same_sizes(a: Tensor, b: Tensor) -> bool:
 
 def _same_strides(a: Tensor, b: Tensor) -> bool:
     return all(str(m) == str(n) for m, n in zip(a.stride(), b.stride(), strict=True))
-
-
-def _matmul_to_linear(graph: fx.Graph, node: fx.Node) -> None:
-    if node.target is aten.addmm.default:
-        bias, x, weight = node.args[:3]
-        scaled = len(node.args) > 3 or node.kwargs.get("beta", 1) != 1 or node.kwargs.get("alpha", 1) != 1
-        if scaled or bias.meta["val"].dim() != 1:
-            return
-    elif node.target in (aten.mm.default, aten.matmul.default):
-        (x, weight), bias = node.args[:2], None
-    else:
-        return
-    if not is_parameter(weight) or weight.meta["val"].dim() != 2:
-        return
-    if bias is not None and bias.meta["val"].shape[0] != weight.meta["val"].shape[1]:
-        return
-    with graph.inserting_before(node):
-        transposed = graph.call_function(aten.t.default, (weight,))
-    transposed.meta = {"val": weight.meta["val"].t(), "nn_module_stack": node.meta.get("nn_module_stack", {})}
-    node.target, node.args, node.kwargs = aten.linear.default, (x, transposed, bias), {}
-
-
-def is_parameter(node: object) -> bool:
-    """Whether a node is a parameter or buffer of the model, or is computed from these alone by views and dequantize."""
-    if not isinstance(node, fx.Node):
-        return False
-    if node.op == "placeholder":
-        return "fqn" in node.meta
-    if node.op == "get_attr":
-        return True
-    inputs = node.all_input_nodes
-    return node.op == "call_function" and bool(inputs) and all(is_parameter(i) for i in inputs)

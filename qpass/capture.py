@@ -11,8 +11,11 @@ graph's module (inductor's `freezing` setting makes it), they are lifted: the gr
 from __future__ import annotations
 
 import contextlib
+import threading
 import types
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,33 +39,98 @@ def tensor_names(model: nn.Module) -> dict[int, str]:
 def front_end(model: nn.Module, backend: GraphBackend) -> Callable[..., Any]:
     """The model's call, captured: each graph goes to `backend(graph, inputs)`, whose result runs in its place.
 
-    Batch and length are symbolic from the first capture on. The outer function lives here, since the front end skips
-    frames of torch.nn (a bare Sequential); it is a new code object for each model, since captures are counted by it.
+    Batch and length are symbolic from the first capture on, height and width from the second size on. The outer
+    function lives here, since the front end skips frames of torch.nn (a bare Sequential); it is a new code object for
+    each model, since captures are counted by it.
     """
 
     def call(root: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return root._call_impl(*args, **kwargs)
 
+    slow = _no_fast_path if any(isinstance(m, WITH_FAST_PATH) for m in model.modules()) else contextlib.nullcontext
     own = types.FunctionType(call.__code__.replace(co_name="forward"), call.__globals__, "forward")
-    compiled = torch.compile(own, backend=backend, dynamic=True)
+    held = _Held(backend)
+    compiled = torch.compile(own, backend=_relay(weakref.ref(held)), dynamic=True)
     # a float that arrives as a tensor cannot be retraced; a recurrent layer is one operation of the graph, not a break
     settings = torch._dynamo.config.patch(specialize_float=True, allow_rnn=True)
+    # a batch as long as its sequences is a coincidence
+    apart = torch.fx.experimental._config.patch(use_duck_shape=False)
+
+    images = any(isinstance(m, nn.Conv2d | nn.Conv3d) for m in model.modules())
+    called: list[bool] = []
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        if images and not called:
+            mark_images((*args, *kwargs.values()))
         try:
-            with settings, torch.no_grad():
-                return compiled(model, *args, **kwargs)
+            with settings, apart, slow(), torch.no_grad():
+                out = compiled(model, *args, **kwargs)
+            if not called:
+                called.append(True)
+            return out
         except torch._dynamo.exc.BackendCompilerFailed as error:
             if isinstance(error.inner_exception, QpassError):  # our own sentence, without the front end's around it
                 raise error.inner_exception from None
             raise
 
+    run.held = held  # type: ignore[attr-defined]
     return run
 
 
 def held(gm: fx.GraphModule) -> dict[str, Tensor]:
     """Tensors that a graph of the front end holds itself, by name; a tied one once. Usually none."""
     return dict(gm.named_parameters()) | dict(gm.named_buffers())
+
+
+@dataclass(eq=False)
+class _Held:
+    """Keeps a backend alive for as long as the call it belongs to."""
+
+    backend: GraphBackend
+
+
+def _relay(held: weakref.ref[_Held]) -> GraphBackend:
+    """The backend as the front end may see it: it keeps a list of all it ever saw, and with them models and weights."""
+
+    def relay(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        owner = held()
+        assert owner is not None
+        return owner.backend(gm, inputs)
+
+    return relay
+
+
+def mark_images(values: Sequence[Any]) -> None:
+    """Tells the front end that height and width of images are constants, until an image of another size comes.
+
+    Windows and patches of symbolic sizes take minutes to reason about (Swin), and most models see one size.
+    """
+    for value in values:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (4, 5):
+            torch._dynamo.mark_static(value, list(range(2, value.dim())))
+
+
+# in eval mode torch runs these whole, as one operator that hides its linears
+WITH_FAST_PATH = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+_FAST_PATH: dict[str, Any] = {"lock": threading.Lock(), "calls": 0, "before": True}
+
+
+@contextlib.contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Turns torch's fast path of attention off for the calls inside, on any number of threads, and on again after."""
+    state = _FAST_PATH
+    with state["lock"]:
+        if not state["calls"]:
+            state["before"] = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+        state["calls"] += 1
+    try:
+        yield
+    finally:
+        with state["lock"]:
+            state["calls"] -= 1
+            if not state["calls"]:
+                torch.backends.mha.set_fastpath_enabled(state["before"])
 
 
 def capture(gm: fx.GraphModule, inputs: Sequence[Any], names: Mapping[int, str]) -> fx.GraphModule:
@@ -91,7 +159,10 @@ class _Interpreted(nn.Module):
 
 
 def retrace(gm: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
-    """Runs a graph on fake tensors and records the ATen operators it reaches before dispatch; sizes stay symbolic."""
+    """Runs a graph on fake tensors and records the ATen operators it reaches before dispatch; sizes stay symbolic.
+
+    Inside torch.func transforms (vmap, grad) those operators are seen after dispatch alone: linear comes as t and addmm.
+    """
     from torch.fx.experimental.proxy_tensor import make_fx
 
     context = torch._guards.TracingContext.try_get()
@@ -118,4 +189,14 @@ def retrace(gm: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
         stack.enter_context(mode)
         stack.enter_context(torch.fx.traceback.preserve_node_meta())
         stack.enter_context(torch.no_grad())
-        return make_fx(run, pre_dispatch=True)(*fakes)
+        return make_fx(run, pre_dispatch=not _transformed(gm))(*fakes)
+
+
+def _transformed(gm: fx.GraphModule) -> bool:
+    """Whether a graph, or one inside it, enters a torch.func transform."""
+    return any(
+        getattr(node.target, "__module__", None) == "torch._functorch.predispatch"
+        for part in gm.modules()
+        if isinstance(part, fx.GraphModule)
+        for node in part.graph.nodes
+    )

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 
+import networkx
 import torch
 from torch import Tensor, nn
 
 from qpass.observations import Observations, Observed
 from qpass.packing import Packed
-from qpass.passes.annotate import OTHER_SITES
+from qpass.passes.other_sites import why_not
 from qpass.plan import Decision, Plan, SiteInfo
 from qpass.schemes import Recipe, Scheme
 from qpass.solvers.solve import Solution, solve
 from qpass.storage import fingerprint
 
 NO_PARAMETER = "its weight is computed, not a parameter of the model"
-A_BUFFER = "its weight is a buffer of the model, not a parameter"
 NOT_REAL = "its weight is {}, schemes quantize real floating-point weights"
+NOT_A_PARAMETER = "its weight is a buffer; only parameters are packed"
+NOT_A_MATRIX = "its weight has {} dimensions, not two"
+BOTH_WAYS = "{} reads the same weight the other way round, and one set of integers has scales along one axis"
 BY_RECIPE = "the recipe leaves it in float"
 NOT_REACHED = "no calibration batch reached it, so its input has no range"
 EXTREME = "its input spans too many orders of magnitude for second moments; its weight is rounded to nearest"
@@ -35,12 +39,12 @@ def decide(
     recipe.check([name for name in sites if ":linear." in name] or list(sites))
     weights = dict(model.named_parameters(remove_duplicate=False)) if isinstance(model, nn.Module) else model
     plan = Plan(recipe.default, parameters=sum({id(p): p.numel() for p in weights.values()}.values()))
-    solved: dict[str, dict[str, Decision]] = {}
-    for group, members in _groups(sites, observations).items():
-        solved[group] = _decide_group(weights, group, members, recipe, observations)
+    solved: dict[str, Decision] = {}
+    first = _first_readers(sites, recipe)
+    for members in _groups(sites, observations):
+        solved |= _decide_group(weights, members, recipe, observations, first)
     for name, info in sites.items():
-        group = observations.groups.get(name, name)
-        plan.decisions[name] = solved.get(group, {}).get(name) or _other(info)
+        plan.decisions[name] = solved.get(name) or _other(info)
     if any(d.input_type is not None for d in plan) and fast_bfloat16():
         plan.attention = torch.bfloat16
     return plan
@@ -51,44 +55,77 @@ def fast_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _groups(sites: Mapping[str, SiteInfo], observations: Observations) -> dict[str, list[SiteInfo]]:
-    groups: dict[str, list[SiteInfo]] = {}
+def _groups(sites: Mapping[str, SiteInfo], observations: Observations) -> list[list[SiteInfo]]:
+    """Sites that are decided together: they read one input, or one weight (a layer called twice, tied layers)."""
+    together = networkx.Graph()
     for name, info in sites.items():
         if info.operation == "linear":
-            groups.setdefault(observations.groups.get(name, name), []).append(info)
+            together.add_edge(("site", name), ("input", observations.groups.get(name, name)))
+            if info.weight:
+                together.add_edge(("site", name), ("weight", (info.weight, info.transposed)))
+    order = {name: i for i, name in enumerate(sites)}
+    groups = []
+    for component in networkx.connected_components(together):
+        names = sorted((name for kind, name in component if kind == "site"), key=order.__getitem__)
+        groups.append([sites[name] for name in names])
     return groups
 
 
+def _seen(members: list[SiteInfo], observations: Observations) -> Observed | None:
+    """What was seen of the inputs of all these sites."""
+    groups = dict.fromkeys(observations.groups.get(info.name, info.name) for info in members)
+    found = [observations.observed[group] for group in groups if group in observations.observed]
+    if len(found) < 2:
+        return found[0] if found else None
+    merged = copy.deepcopy(found[0])
+    for other in found[1:]:
+        merged.merge(other)
+    return merged
+
+
 def _other(info: SiteInfo) -> Decision:
-    why = next((why for _, operation, why in OTHER_SITES if operation == info.operation), "")
-    return Decision(info.name, info.operation, info.weight or "", why=why)
+    return Decision(info.name, info.operation, info.weight or "", why=why_not(info.operation))
 
 
-def _decide_group(weights, group, members, recipe: Recipe, observations: Observations) -> dict[str, Decision]:
-    """Sites that read one input: they share its scale and its per-channel factor where they have one scheme."""
+def _first_readers(sites: Mapping[str, SiteInfo], recipe: Recipe) -> dict[str, SiteInfo]:
+    """Weight -> the first site that is to be quantized and reads it: the others follow its scheme and its axis."""
+    first: dict[str, SiteInfo] = {}
+    for name, info in sites.items():
+        if info.operation == "linear" and info.weight and recipe.scheme_for(name) is not None:
+            first.setdefault(info.weight, info)
+    return first
+
+
+def _decide_group(
+    weights, members: list[SiteInfo], recipe: Recipe, observations: Observations, first: Mapping[str, SiteInfo]
+) -> dict[str, Decision]:
+    """They share the scale of the input and its per-channel factor where they have one scheme; a weight has one."""
     found: dict[str, Decision] = {}
     by_scheme: dict[Scheme, list[Decision]] = {}
-    observed = observations.observed.get(group)
+    observed = _seen(members, observations)
     for info in members:
-        decision = _describe(weights, info, group, observations)
+        decision = _describe(weights, info, observations)
         scheme = recipe.scheme_for(info.name)
-        why = _why_weight(weights, info.weight) or why_float(decision, scheme, observed)
+        leader = first.get(decision.weight, info)
+        why = _why_weight(weights, decision) or why_float(decision, scheme, observed)
+        if not why and leader.transposed != info.transposed:
+            why = BOTH_WAYS.format(leader.name)
         if why:
             found[info.name] = decision.as_float(why)
         else:
-            assert scheme is not None
-            by_scheme.setdefault(scheme, []).append(decision)
-    epilogue = any(info.from_epilogue for info in members)
+            by_scheme.setdefault(recipe.scheme_for(leader.name), []).append(decision)
+    epilogue = [info.from_epilogue for info in members]
     for scheme, decisions in by_scheme.items():
         found |= {d.site: d for d in quantize_group(weights, decisions, scheme, observed, epilogue)}
     return found
 
 
-def _describe(weights: Mapping[str, Tensor], info: SiteInfo, group: str, observations: Observations) -> Decision:
+def _describe(weights: Mapping[str, Tensor], info: SiteInfo, observations: Observations) -> Decision:
     shape: tuple[int, ...] = ()
     if info.weight in weights:
         shape = tuple(weights[info.weight].shape)
         shape = shape[::-1] if info.transposed else shape
+    group = observations.groups.get(info.name, info.name)
     observed = observations.observed.get(group)
     lo, hi = (observed.range.lo, observed.range.hi) if observed and observed.rows else (None, None)
     rows = observations.rows.get(info.name, 0)
@@ -108,24 +145,32 @@ def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | No
     return None
 
 
-def _why_weight(weights: Mapping[str, Tensor], path: str | None) -> str | None:
-    if not path:
+def _why_weight(weights: Mapping[str, Tensor], decision: Decision) -> str | None:
+    """None where the weight is a matrix of real numbers that can be packed, or why not."""
+    if not decision.weight:
         return NO_PARAMETER
-    if path not in weights:
-        return A_BUFFER
-    weight = weights[path]
-    name = str(weight.dtype).removeprefix("torch.")
-    return None if weight.is_floating_point() and weight.dtype.itemsize > 1 else NOT_REAL.format(name)
+    if decision.weight not in weights:
+        return NOT_A_PARAMETER
+    weight = weights[decision.weight]
+    if not (weight.is_floating_point() and weight.dtype.itemsize > 1):
+        return NOT_REAL.format(str(weight.dtype).removeprefix("torch."))
+    return None if weight.dim() == 2 else NOT_A_MATRIX.format(weight.dim())
 
 
 def quantize_group(
-    named: Mapping[str, Tensor], decisions: list[Decision], scheme: Scheme, observed: Observed | None, epilogue: bool
+    named: Mapping[str, Tensor],
+    decisions: list[Decision],
+    scheme: Scheme,
+    observed: Observed | None,
+    epilogue: list[bool],
 ) -> list[Decision]:
-    """Chooses the shared input parameters and rounds each weight."""
-    weights = [_weight(named, d) for d in decisions]
-    solution, note = _solve(weights, scheme, observed, epilogue)
+    """Chooses the shared input parameters and rounds each weight once."""
+    weights = {d.weight: _weight(named, d) for d in decisions}
+    solution, note = _solve(list(weights.values()), scheme, observed, epilogue)
+    rounded = dict(zip(weights, zip(solution.packed, solution.bias, strict=True), strict=True))
     done = []
-    for decision, packed, bias in zip(decisions, solution.packed, solution.bias, strict=True):
+    for decision in decisions:
+        packed, bias = rounded[decision.weight]
         packed = _turned(packed) if decision.transposed else packed
         done.append(
             dataclasses.replace(
@@ -145,18 +190,20 @@ def quantize_group(
     return done
 
 
-def _solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, epilogue: bool) -> tuple[Solution, str]:
+def _solve(
+    weights: list[Tensor], scheme: Scheme, observed: Observed | None, epilogue: list[bool]
+) -> tuple[Solution, str]:
     """The solution, and a note where its input's second moments are of no use: then weights are rounded to nearest."""
-    free = scheme.dynamic or not epilogue
+    free = scheme.dynamic or not any(epilogue)
     try:
-        solution = solve(weights, scheme, observed, free=free, splits=epilogue)
+        solution = solve(weights, scheme, observed, free=free, splits=all(epilogue))
     except torch.linalg.LinAlgError:
         solution = None
     if solution is not None and solution.finite:
         return solution, ""
     assert observed is not None  # without statistics nothing is inverted, and nothing overflows
     bare = dataclasses.replace(observed, moment=None)
-    return solve(weights, scheme, bare, free=free, splits=epilogue), EXTREME
+    return solve(weights, scheme, bare, free=free, splits=all(epilogue)), EXTREME
 
 
 def _weight(named: Mapping[str, Tensor], decision: Decision) -> Tensor:

@@ -12,7 +12,7 @@ captured from it shows `dequantize(packed, scale) -> linear`. A tied weight is p
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,11 @@ class PackedWeight(nn.Module):
             return weight
         in_mul = in_mul.to(self.dtype)
         return weight * (in_mul[:, None] if self.axis == 1 else in_mul)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
+        """Follows the model to another dtype (`.half()`, `.to(torch.bfloat16)`)."""
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return super()._apply(fn, recurse)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
         """What to keep instead of the float weight: the integers this parametrization was made with."""

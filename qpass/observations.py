@@ -15,6 +15,7 @@ from torch import Tensor
 from qpass.ranges import Range
 
 SAMPLE = 512  # rows kept of each group
+ROUNDING = 4 * torch.finfo(torch.float32).eps  # of the mean square: below it a variance is noise of float32 sums
 
 
 @dataclass
@@ -63,9 +64,11 @@ class Observed:
 
     @property
     def covariance(self) -> Tensor:
-        """Covariance of the channels, float64 [K, K]."""
+        """Covariance of the channels, float64 [K, K]; what the rounding of the sums may have taken off is added."""
         assert self.moment is not None
-        return self.moment / max(self.rows, 1) - torch.outer(self.mean, self.mean)
+        square = self.moment / max(self.rows, 1)
+        rounding = ROUNDING * len(square) ** 0.5 * float(square.diagonal().mean())
+        return square - torch.outer(self.mean, self.mean) + rounding * torch.eye(len(square), dtype=square.dtype)
 
 
 def row_hash(rows: Tensor) -> Tensor:

@@ -9,8 +9,10 @@ replaced or written to (load_state_dict, .to), the graph runs in eager mode with
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 import time
+import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +34,10 @@ from qpass.sites import SiteNames
 CHANGED = (
     "a weight of this compiled model was replaced or written to after qpass.compile: it runs uncompiled from now on; "
     "compile it again for speed"
+)
+TRAINING = (
+    "this model was compiled for inference and is in training mode: dropout is active and no gradient is computed; "
+    "call .eval(), or train the float model"
 )
 
 
@@ -140,7 +146,8 @@ _RUNTIMES: weakref.WeakKeyDictionary[nn.Module, Runtime] = weakref.WeakKeyDictio
 def attach(model: nn.Module, plan: Plan, backend: Backend) -> Runtime:
     """Makes a model with packed weights run compiled from now on; its class and methods stay as they are."""
     runtime = Runtime(plan, backend, weakref.ref(model))
-    model._compiled_call_impl = front_end(model, runtime)
+    model._compiled_call_impl = inference(model, front_end(model, runtime))
+    model.__dict__["__deepcopy__"] = types.MethodType(_deepcopy, model)  # copy.deepcopy looks here before anywhere
     _RUNTIMES[model] = runtime
     return runtime
 
@@ -162,9 +169,35 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
         raise
 
 
+def inference(model: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call`, with a warning the first time that the model is in training mode."""
+    warned: list[str] = []
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if model.training and not warned:
+            warned.append(TRAINING)
+            warnings.warn(TRAINING, stacklevel=3)
+        return call(*args, **kwargs)
+
+    return run
+
+
+def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy that is compiled too: a module by itself would drop its compiled call when it is copied."""
+    runtime = _RUNTIMES[model]
+    hook = model.__dict__.pop("__deepcopy__")
+    try:
+        twin = copy.deepcopy(model, memo)
+    finally:
+        model.__dict__["__deepcopy__"] = hook
+    attach(twin, runtime.plan, runtime.backend)
+    return twin
+
+
 def run_float(model: nn.Module) -> None:
     """Makes a model run in float through torch.compile's own compiler."""
     model._compiled_call_impl = None
+    model.__dict__.pop("__deepcopy__", None)
     model.compile(dynamic=None)
 
 

@@ -23,7 +23,7 @@ LAYERS = (
     ("calibrate", "checks", "decide", "profit", "runtime", "timing"),
     ("passes", "backends", "solvers"),
     ("pipeline", "verify"),
-    ("canonical", "capture", "graph_text", "graphs", "install", "rewrite", "sites"),
+    ("canonical", "capture", "graph_text", "graphs", "install", "products", "rewrite", "sites"),
     ("observations", "ops", "packing", "plan", "schemes", "storage"),
     ("affine", "arity", "histogram", "qtype", "range_choice", "ranges"),
     ("errors", "files"),

@@ -11,9 +11,6 @@ from torch import Tensor, fx, nn
 
 from qpass import affine
 from qpass.calibrate import Batch, Session
-from qpass.capture import capture
-from qpass.passes.annotate import describe_sites
-from qpass.passes.simplify import simplify
 from qpass.plan import Decision, Plan
 from qpass.qtype import QParams
 from qpass.solvers.split import layout
@@ -43,11 +40,9 @@ class _Watch(Session):
         self.plan, self.found = plan, found
         super().__init__(model)
 
-    def _backend(self, gm: fx.GraphModule, inputs: Any) -> Any:
-        graph = capture(gm, inputs, self.tensors)
-        simplify(graph)
-        nodes, _ = describe_sites(graph, self.names)
-        return _Measure(graph, nodes, self.plan, self.found).run
+    def interpreter(self, graph: fx.GraphModule, nodes: dict[str, fx.Node]) -> fx.Interpreter:
+        """Runs a graph in float, and each site in integers beside."""
+        return _Measure(graph, nodes, self.plan, self.found)
 
 
 class _Measure(fx.Interpreter):

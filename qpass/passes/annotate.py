@@ -1,8 +1,7 @@
 """Name every site of a graph and write the plan's decision beside it. Leaves level `annotated`.
 
 A site is an operation with a weight: `linear(x, w, b)` where w is a parameter, its transpose, or its packed form. The
-other operations that multiply (attention, a matmul of two activations, convolution, embedding, a recurrent cell) get
-a name too, and the sentence that says why no scheme quantizes them.
+other operations that multiply get a name too, and a sentence that says why no scheme quantizes them (other_sites.py).
 
     %5 = aten.linear(%4, @up.weight, @up.bias)      meta["site"] = "up:linear.0", meta["decision"] = Decision(...)
 """
@@ -14,33 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from qpass.canonical import is_parameter
 from qpass.graphs import constant
+from qpass.passes.other_sites import other_operation
 from qpass.plan import SiteInfo
+from qpass.products import is_parameter
 from qpass.sites import SiteNames, module_path
 
 aten = torch.ops.aten
 qpass = torch.ops.qpass
-
-TWO_ACTIVATIONS = "both operands are activations; schemes quantize products with a weight"
-OTHER_SITES = (
-    (aten.scaled_dot_product_attention.default, "attention", TWO_ACTIVATIONS),
-    (aten.matmul.default, "matmul", TWO_ACTIVATIONS),
-    (aten.bmm.default, "matmul", TWO_ACTIVATIONS),
-    (aten.mm.default, "matmul", TWO_ACTIVATIONS),
-    (aten.einsum.default, "einsum", TWO_ACTIVATIONS),
-    (aten.baddbmm.default, "matmul", TWO_ACTIVATIONS),
-    (aten.conv1d.default, "conv1d", "convolutions are not quantized yet"),
-    (aten.conv2d.default, "conv2d", "convolutions are not quantized yet"),
-    (aten.conv2d.padding, "conv2d", "convolutions are not quantized yet"),
-    (aten.conv1d.padding, "conv1d", "convolutions are not quantized yet"),
-    (aten.conv3d.default, "conv3d", "convolutions are not quantized yet"),
-    (aten.conv_transpose1d.default, "conv_transpose1d", "convolutions are not quantized yet"),
-    (aten.conv_transpose2d.input, "conv_transpose2d", "convolutions are not quantized yet"),
-    (aten.embedding.default, "embedding", "a lookup multiplies nothing; it reads single rows"),
-    (aten.lstm.input, "lstm", "a recurrent cell is one opaque operation to the front end"),
-    (aten.gru.input, "gru", "a recurrent cell is one opaque operation to the front end"),
-)
 
 
 @dataclass(frozen=True)
@@ -72,10 +52,9 @@ def weight_source(node: object) -> WeightSource | None:
             packed, node = node, node.args[0]
         else:
             return None
-    if not isinstance(node, fx.Node) or constant(node) is None:
+    if not isinstance(node, fx.Node) or "fqn" not in node.meta or constant(node) is None:
         return None
-    name = str(node.meta.get("fqn", node.target))
-    return WeightSource(parameter_path(name), node, packed, in_mul, transposed)
+    return WeightSource(parameter_path(node.meta["fqn"]), node, packed, in_mul, transposed)
 
 
 def parameter_path(name: str) -> str:
@@ -89,15 +68,14 @@ def name_sites(gm: fx.GraphModule, names: SiteNames) -> dict[str, fx.Node]:
     """Writes `meta["site"]` on every site of a graph, in order of execution; returns name -> node."""
     used: set[str] = set()
     found: dict[str, fx.Node] = {}
-    others = {target: operation for target, operation, _ in OTHER_SITES}
     for node in gm.graph.nodes:
         if node.op != "call_function":
             continue
         if node.target is aten.linear.default:
             source = weight_source(node.args[1])
             name = names.name(module_path(node), "linear", source.fqn if source else None, used)
-        elif node.target in others:
-            name = names.name(module_path(node), others[node.target], None, used)
+        elif operation := other_operation(node):
+            name = names.name(module_path(node), operation, None, used)
         else:
             continue
         node.meta["site"] = name

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from qpass.graphs import add_call, add_constant, constant, single_user
-from qpass.passes.annotate import weight_source
+from qpass.passes.annotate import WeightSource, weight_source
 
 aten = torch.ops.aten
 qpass = torch.ops.qpass
@@ -29,7 +29,7 @@ def migrate(gm: fx.GraphModule, context) -> int:
         if node.target is not aten.linear.default:
             continue
         source = weight_source(node.args[1])
-        if source is None or source.packed is None:
+        if source is None or source.packed is None or not _along_outputs(source):
             continue
         factor = None if source.in_mul is None else constant(_base(source.in_mul))
         weight = _plain_weight(gm, source, node)
@@ -39,6 +39,11 @@ def migrate(gm: fx.GraphModule, context) -> int:
     edits += sum(_fold(gm, product) for _, _, product in shared)
     gm.graph.eliminate_dead_code()
     return edits
+
+
+def _along_outputs(source: WeightSource) -> bool:
+    """Whether the scales of a packed weight belong to outputs; one that is also read the other way has them of inputs."""
+    return source.packed.args[3].endswith("/c1") == source.transposed
 
 
 def _base(node: fx.Node) -> fx.Node:
