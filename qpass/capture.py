@@ -36,12 +36,30 @@ def tensor_names(model: nn.Module) -> dict[int, str]:
     return names
 
 
-def front_end(model: nn.Module, backend: GraphBackend) -> Callable[..., Any]:
+STRUCTURE = ("NOT_PRESENT_IN_GENERIC_DICT", "EMPTY_NN_MODULE_HOOKS_DICT", "CLASS_MATCH", "CLOSURE_MATCH", "HASATTR")
+
+
+def _needed(guard: Any) -> bool:
+    """Whether a guard is to be evaluated on every call. Guards on what a module of the model is made of are not.
+
+    They say that its class, its methods and its dictionaries are those it was captured with: half of some thousand
+    guards. Its tensors, and the numbers and flags it keeps, stay guarded; replaced modules are watched (qpass/watch.py).
+    """
+    if "root._modules" not in guard.name:
+        return True
+    internal = guard.name.endswith(("._parameters", "._buffers", "._modules")) or isinstance(guard.value, nn.Module)
+    return not (guard.guard_type in STRUCTURE or (guard.guard_type == "TYPE_MATCH" and internal))
+
+
+def front_end(model: nn.Module, backend: GraphBackend, frozen: bool = False) -> Callable[..., Any]:
     """The model's call, captured: each graph goes to `backend(graph, inputs)`, whose result runs in its place.
 
     Batch and length are symbolic from the first capture on, height and width from the second size on. The outer
     function lives here, since the front end skips frames of torch.nn (a bare Sequential); it is a new code object for
     each model, since captures are counted by it.
+
+    frozen: parameters and buffers are held by the graph (see `held`) instead of being looked up and passed on each call,
+    and fewer guards are kept; somebody else has to notice when they are replaced.
     """
 
     def call(root: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -50,9 +68,10 @@ def front_end(model: nn.Module, backend: GraphBackend) -> Callable[..., Any]:
     slow = _no_fast_path if any(isinstance(m, WITH_FAST_PATH) for m in model.modules()) else contextlib.nullcontext
     own = types.FunctionType(call.__code__.replace(co_name="forward"), call.__globals__, "forward")
     held = _Held(backend)
-    compiled = torch.compile(own, backend=_relay(weakref.ref(held)), dynamic=True)
+    options = {"guard_filter_fn": lambda guards: [_needed(guard) for guard in guards]} if frozen else None
+    compiled = torch.compile(own, backend=_relay(weakref.ref(held)), dynamic=True, options=options)
     # a float that arrives as a tensor cannot be retraced; a recurrent layer is one operation of the graph, not a break
-    settings = torch._dynamo.config.patch(specialize_float=True, allow_rnn=True)
+    settings = torch._dynamo.config.patch(specialize_float=True, allow_rnn=True, prepare_freezing=frozen)
     # a batch as long as its sequences is a coincidence
     apart = torch.fx.experimental._config.patch(use_duck_shape=False)
 

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 
-import networkx
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +19,7 @@ from qpass.storage import fingerprint
 
 NO_PARAMETER = "its weight is computed, not a parameter of the model"
 NOT_REAL = "its weight is {}, schemes quantize real floating-point weights"
-NOT_A_PARAMETER = "its weight is a buffer; only parameters are packed"
+NOT_A_PARAMETER = "its weight is a buffer of the model, not a parameter"
 NOT_A_MATRIX = "its weight has {} dimensions, not two"
 BOTH_WAYS = "{} reads the same weight the other way round, and one set of integers has scales along one axis"
 BY_RECIPE = "the recipe leaves it in float"
@@ -57,6 +56,8 @@ def fast_bfloat16() -> bool:
 
 def _groups(sites: Mapping[str, SiteInfo], observations: Observations) -> list[list[SiteInfo]]:
     """Sites that are decided together: they read one input, or one weight (a layer called twice, tied layers)."""
+    import networkx  # a tenth of a second to import
+
     together = networkx.Graph()
     for name, info in sites.items():
         if info.operation == "linear":

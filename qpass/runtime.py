@@ -30,6 +30,7 @@ from qpass.pipeline import Context, Settings, run_pipeline
 from qpass.plan import Plan
 from qpass.rewrite import Miss
 from qpass.sites import SiteNames
+from qpass.watch import Watch
 
 CHANGED = (
     "a weight of this compiled model was replaced or written to after qpass.compile: it runs uncompiled from now on; "
@@ -64,6 +65,7 @@ class Runtime:
     tensors: Mapping[int, str] | None = None
     names: SiteNames = field(default_factory=SiteNames)
     records: list[Record] = field(default_factory=list)
+    watch: Watch | None = None
     lock: Any = field(default_factory=threading.RLock)
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
@@ -91,13 +93,24 @@ class Runtime:
         sites = [name for name in self.plan.decisions if name in context.sites]
         placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
         frozen = tuple(i for i, n in enumerate(placeholders) if "value" in n.meta and not n.users)
-        run = watched(self.backend.finish(graph), gm, everything, frozen)
+        run = self._watched(self.backend.finish(graph), gm, everything, frozen)
         seconds = time.perf_counter() - start
         log = context.log
         self.records.append(
             Record(context.graph_name, context.steps, sites, seconds, log.hits, log.near(), context.kept)
         )
         return run
+
+    def _watched(
+        self, function: Callable[..., Any], gm: fx.GraphModule, inputs: Sequence[Any], frozen: tuple[int, ...]
+    ):
+        """`function`, given the tensors that the graph holds; what is folded into it is watched from now on."""
+        if self.watch is None:
+            return watched(function, gm, inputs, frozen)
+        for i in frozen:
+            self.watch.fold(inputs[i])
+        own = tuple(held(gm).values())
+        return (lambda *given: function(*given, *own)) if own else function
 
 
 def all_real(inputs: Sequence[Any]) -> bool:
@@ -145,8 +158,8 @@ _RUNTIMES: weakref.WeakKeyDictionary[nn.Module, Runtime] = weakref.WeakKeyDictio
 
 def attach(model: nn.Module, plan: Plan, backend: Backend) -> Runtime:
     """Makes a model with packed weights run compiled from now on; its class and methods stay as they are."""
-    runtime = Runtime(plan, backend, weakref.ref(model))
-    model._compiled_call_impl = inference(model, front_end(model, runtime))
+    runtime = Runtime(plan, backend, weakref.ref(model), watch=Watch.of(model))
+    model._compiled_call_impl = inference(model, runtime)
     model.__dict__["__deepcopy__"] = types.MethodType(_deepcopy, model)  # copy.deepcopy looks here before anywhere
     _RUNTIMES[model] = runtime
     return runtime
@@ -169,15 +182,28 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def inference(model: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call`, with a warning the first time that the model is in training mode."""
+def inference(model: nn.Module, runtime: Runtime) -> Callable[..., Any]:
+    """The model's compiled call. It warns the first time that the model is in training mode, or is not what it was."""
     warned: list[str] = []
+    watch = runtime.watch
+    assert watch is not None
+    calls = [front_end(model, runtime, frozen=True)]
+
+    def warn(sentence: str) -> None:
+        if sentence not in warned:
+            warned.append(sentence)
+            warnings.warn(sentence, stacklevel=4)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        if model.training and not warned:
-            warned.append(TRAINING)
-            warnings.warn(TRAINING, stacklevel=3)
-        return call(*args, **kwargs)
+        if model.training:
+            warn(TRAINING)
+        if watch.changed():
+            warn(CHANGED)
+            with torch.no_grad():
+                return model._call_impl(*args, **kwargs)
+        if len(calls) == 1 and watch.moved():  # tensors that the model itself replaces have to be inputs of the graph
+            calls.append(front_end(model, runtime))
+        return calls[-1](*args, **kwargs)
 
     return run
 
