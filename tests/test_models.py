@@ -82,6 +82,16 @@ def test_every_scheme_of_layers_that_are_shared():
         assert twice[0].packed is twice[1].packed
 
 
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
+def test_tied_table_is_read_by_rows(scheme):
+    """A packed table that is tied to the output layer is not turned to float as a whole at every call."""
+    _, q, _ = compiled("gpt2", scheme)
+    lines = qpass.inspect(q).graph("lowered").splitlines()
+    tables = [line for line in lines if "wte" in line and "qpass.dequantize" in line]
+    assert not tables
+    assert sum("aten.embedding(@transformer.wte.parametrizations.weight.original0" in line for line in lines) == 1
+
+
 def test_grouped_experts_are_named():
     """A mixture's experts are stacked matrices in one operator: no scheme takes them, and the plan says so."""
     model, inputs = build("mixtral")

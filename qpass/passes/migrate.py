@@ -3,6 +3,7 @@
     1. linear(x, dequantize(w, s) * m, b)          ->  linear(x * m, dequantize(w, s), b)
     2. layer_norm(x, shape, g, b) * m              ->  layer_norm(x, shape, g * m, b * m)
     3. linear(x, dequantize(w, s), b) * m          ->  linear(x, dequantize(w, s * m), b * m)
+    4. embedding(dequantize(w, s) * m, i)          ->  embedding(dequantize(w, s), i) * m       a table tied to a linear
 
 Exact in real arithmetic (SmoothQuant, 2211.10438, eq. 3). 2 and 3 need the factor to be the only user of the norm or
 linear; elsewhere (a norm that also feeds a residual) the product stays in front of the quantize, which absorbs it.
@@ -22,10 +23,12 @@ qpass = torch.ops.qpass
 
 
 def migrate(gm: fx.GraphModule, context) -> int:
-    """Applies 1, 2 and 3; returns the number of linears changed."""
+    """Applies 1 to 4; returns the number of linears and lookups changed."""
     shared: list[tuple[fx.Node, torch.Tensor, fx.Node]] = []
     edits = 0
     for node in list(gm.graph.nodes):
+        if node.target is aten.embedding.default:
+            edits += _lookup(gm, node)
         if node.target is not aten.linear.default:
             continue
         source = weight_source(node.args[1])
@@ -39,6 +42,22 @@ def migrate(gm: fx.GraphModule, context) -> int:
     edits += sum(_fold(gm, product) for _, _, product in shared)
     gm.graph.eliminate_dead_code()
     return edits
+
+
+def _lookup(gm: fx.GraphModule, node: fx.Node) -> int:
+    """4: the factor is applied to the rows that are read, so that the table itself stays in integers."""
+    source = weight_source(node.args[0])
+    if source is None or source.packed is None or source.in_mul is None or not source.packed.args[3].endswith("/c0"):
+        return 0
+    if node.args[0].target is not aten.mul.Tensor:
+        return 0
+    factor = source.in_mul
+    node.update_arg(0, source.packed)
+    with gm.graph.inserting_after(node):
+        product = gm.graph.call_function(aten.mul.Tensor, (node, factor))
+    node.replace_all_uses_with(product, lambda user: user is not product)
+    product.meta = {key: node.meta[key] for key in ("val", "nn_module_stack") if key in node.meta}
+    return 1
 
 
 def _along_outputs(source: WeightSource) -> bool:
