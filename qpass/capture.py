@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 
 from qpass.canonical import canonicalize
 from qpass.errors import QpassError
+from qpass.guards import needed
 
 GraphBackend = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
 
@@ -34,21 +35,6 @@ def tensor_names(model: nn.Module) -> dict[int, str]:
         for name, tensor in named:
             names.setdefault(id(tensor), name)
     return names
-
-
-STRUCTURE = ("NOT_PRESENT_IN_GENERIC_DICT", "EMPTY_NN_MODULE_HOOKS_DICT", "CLASS_MATCH", "CLOSURE_MATCH", "HASATTR")
-
-
-def _needed(guard: Any) -> bool:
-    """Whether a guard is to be evaluated on every call. Guards on what a module of the model is made of are not.
-
-    They say that its class, its methods and its dictionaries are those it was captured with: half of some thousand
-    guards. Its tensors, and the numbers and flags it keeps, stay guarded; replaced modules are watched (qpass/watch.py).
-    """
-    if "root._modules" not in guard.name:
-        return True
-    internal = guard.name.endswith(("._parameters", "._buffers", "._modules")) or isinstance(guard.value, nn.Module)
-    return not (guard.guard_type in STRUCTURE or (guard.guard_type == "TYPE_MATCH" and internal))
 
 
 def front_end(model: nn.Module, backend: GraphBackend, frozen: bool = False) -> Callable[..., Any]:
@@ -68,7 +54,7 @@ def front_end(model: nn.Module, backend: GraphBackend, frozen: bool = False) -> 
     slow = _no_fast_path if any(isinstance(m, WITH_FAST_PATH) for m in model.modules()) else contextlib.nullcontext
     own = types.FunctionType(call.__code__.replace(co_name="forward"), call.__globals__, "forward")
     held = _Held(backend)
-    options = {"guard_filter_fn": lambda guards: [_needed(guard) for guard in guards]} if frozen else None
+    options = {"guard_filter_fn": lambda guards: [needed(guard) for guard in guards]} if frozen else None
     compiled = torch.compile(own, backend=_relay(weakref.ref(held)), dynamic=True, options=options)
     # a float that arrives as a tensor cannot be retraced; a recurrent layer is one operation of the graph, not a break
     settings = torch._dynamo.config.patch(specialize_float=True, allow_rnn=True, prepare_freezing=frozen)

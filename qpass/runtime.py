@@ -201,7 +201,7 @@ def inference(model: nn.Module, runtime: Runtime) -> Callable[..., Any]:
             warn(CHANGED)
             with torch.no_grad():
                 return model._call_impl(*args, **kwargs)
-        if len(calls) == 1 and watch.moved():  # tensors that the model itself replaces have to be inputs of the graph
+        if len(calls) == 1 and watch.moved():  # what the model itself changes has to be guarded or passed
             calls.append(front_end(model, runtime))
         return calls[-1](*args, **kwargs)
 

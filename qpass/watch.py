@@ -13,10 +13,14 @@ from torch import Tensor, nn
 Slot = tuple[dict[str, Any], str, Any]  # of a module: its parameters, buffers or submodules; the name; what was there
 
 
+SIMPLE = (bool, int, float, str, type(None))
+OURS = ("_compiled_call_impl", "__deepcopy__")
+
+
 @dataclass
 class Watch:
-    """fixed: parameters and submodules. moving: buffers, which a model may replace as it runs. folded: weights that have
-    become constants of a graph, with the version that was folded.
+    """fixed: parameters and submodules. moving: buffers, numbers, flags and names, which a model may change as it runs.
+    folded: weights that have become constants of a graph, with the version that was folded.
     """
 
     fixed: list[Slot]
@@ -30,6 +34,10 @@ class Watch:
         for module in model.modules():
             for kind, into in ((module._parameters, fixed), (module._modules, fixed), (module._buffers, moving)):
                 into += [(kind, name, value) for name, value in kind.items() if value is not None]
+            own = vars(module)
+            known = type(module).__module__.startswith("torch.nn.")  # its sizes stay what they are
+            names = ("training",) if known else [n for n, v in own.items() if isinstance(v, SIMPLE) and n not in OURS]
+            moving += [(own, name, own[name]) for name in names]
         return Watch(fixed, moving)
 
     def fold(self, tensor: Tensor) -> None:
@@ -43,5 +51,5 @@ class Watch:
         )
 
     def moved(self) -> bool:
-        """Whether the model replaces buffers of its own."""
+        """Whether the model changes buffers, numbers or flags of its own, or somebody has."""
         return any(kind.get(name) is not value for kind, name, value in self.moving)

@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("", "__main__", "api", "backend_entry", "cli", "demo", "legacy", "persist", "texts"),
     ("inspect",),
-    ("calibrate", "checks", "decide", "profit", "runtime", "timing"),
+    ("calibrate", "checks", "decide", "profit", "runtime", "timing", "watch"),
     ("passes", "backends", "solvers"),
     ("pipeline", "verify"),
-    ("canonical", "capture", "graph_text", "graphs", "install", "products", "rewrite", "sites"),
+    ("canonical", "capture", "graph_text", "graphs", "guards", "install", "products", "rewrite", "sites"),
     ("observations", "ops", "packing", "plan", "schemes", "storage"),
     ("affine", "arity", "histogram", "qtype", "range_choice", "ranges"),
     ("errors", "files"),
