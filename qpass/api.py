@@ -61,7 +61,7 @@ def compile(
     with buffers_kept(model), buffers_kept(target), all_or_nothing(target):
         _equip(target, plan, chosen)
         if judged:
-            _never_slower(model, target, plan, example_inputs)
+            _never_slower(model, target, plan, example_inputs, chosen)
             target = _moved(model, plan, chosen) if inplace else target
         if example_inputs is not None:
             checks.warm_up(target, example_inputs)
@@ -95,11 +95,11 @@ def _moved(model: nn.Module, plan: Plan, backend: Backend) -> nn.Module:
 CLEAR_GAIN = 0.25  # of the float model's time: predicted gains above it need no second look
 
 
-def _never_slower(model: nn.Module, target: nn.Module, plan: Plan, example: Batch) -> None:
+def _never_slower(model: nn.Module, target: nn.Module, plan: Plan, example: Batch, backend: Backend) -> None:
     """Runs in float, through torch.compile, where that is faster: nothing quantized, or gains too small to be sure."""
     args, kwargs = call_arguments(example, "example_inputs")
     eager = profit.whole_model_us(lambda: eager_call(model, *args, **kwargs))
-    timings = [profit.timing(d) for d in plan.quantized if d.input_type is not None and d.rows]
+    timings = [profit.timing(d, backend) for d in plan.quantized if d.input_type is not None and d.rows]
     gain = sum(t.float_us - t.integer_us for t in timings)
     if plan.quantized and gain > CLEAR_GAIN * eager:
         return

@@ -1,9 +1,10 @@
 """Does a site gain from integers on this machine? Times both at the real shape, once; remembers the answer on disk.
 
-    float: linear(x, w, b)          integers: quantize x (share of a pass over it) + the backend's int8 linear
+    float: linear(x, w, b)          integers: quantize x (share of a pass over it) + the backend's own linear
 
-The share: an input's quantize is generated together with the norm or activation in front of it, so only the bytes it
-adds are counted, measured as a copy of x. Times are medians; the file is keyed by processor, torch, threads and shape.
+The share: an input's quantize is made together with the norm or activation in front of it, so only the bytes it adds are
+counted, measured as a copy of x. The linear is a graph of one operation, lowered as any other. Times are medians; the file
+is keyed by processor, torch, threads, kernels and shape.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor, fx
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
 from qpass.backends import Backend
-from qpass.backends.onednn import CENTRE, prepack
+from qpass.backends.native.build import unavailable as no_kernels
 from qpass.files import replacing
 from qpass.plan import Decision, Plan
 
 MARGIN = 1.02  # integers must not be slower than float by more than measuring can tell
 REPEATS, BUDGET_SECONDS = 15, 0.05
-onednn = torch.ops.onednn
+Q = torch.ops.qpass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +48,13 @@ def guard(plan: Plan, backend: Backend, decide: bool) -> None:
     if backend.name != "cpu":
         return
     for site, d in list(plan.decisions.items()):
-        if not d.quantized or d.input_type is None or not d.rows:
+        if not d.quantized or not d.rows:
             continue
-        found = timing(d)
+        found = timing(d, backend)
         if found.integer_us <= found.float_us * MARGIN:
             continue
-        times = f"{found.float_us:.0f} us in float, {found.integer_us:.0f} us in int8 at {d.rows} rows"
+        kind = "int8" if d.input_type is not None else "int8 weights"
+        times = f"{found.float_us:.0f} us in float, {found.integer_us:.0f} us in {kind} at {d.rows} rows"
         if decide:
             plan.decisions[site] = d.as_float(f"float is faster here: {times}")
         else:
@@ -59,12 +63,13 @@ def guard(plan: Plan, backend: Backend, decide: bool) -> None:
             )
 
 
-def timing(d: Decision) -> Timing:
+def timing(d: Decision, backend: Backend) -> Timing:
     """Measured or remembered times of a site."""
-    key = f"{machine()} {d.rows}x{d.shape[1]}x{d.shape[0]} {d.input_type}"
+    kernels = "onednn" if no_kernels() else "native"
+    key = f"{machine()} {kernels} {d.rows}x{d.shape[1]}x{d.shape[0]} {d.input_type}"
     known = remembered()
     if key not in known:
-        known[key] = dataclasses.astuple(_measure(d))
+        known[key] = dataclasses.astuple(_measure(d, backend))
         _remember(known)
     return Timing(*known[key])
 
@@ -83,20 +88,50 @@ def machine() -> str:
     )
 
 
-def _measure(d: Decision) -> Timing:
+def _measure(d: Decision, backend: Backend) -> Timing:
     n, k = d.shape
     x, weight, bias = torch.randn(d.rows, k), torch.randn(n, k), torch.randn(n)
-    packed = prepack(torch.randint(-127, 128, (n, k), dtype=torch.int8))
-    scale, zero = torch.full((n,), 0.01), torch.zeros(n, dtype=torch.int32)
-    codes = torch.randint(0, 256, (d.rows, k), dtype=torch.uint8)
+    inputs = [x]
+    if d.input_type is not None:
+        inputs = [torch.randint(0, 256, (d.rows, k), dtype=torch.uint8)]
+        if d.input_scale is None:
+            inputs += [torch.full((d.rows, 1), 0.01), torch.full((d.rows, 1), 128, dtype=torch.int32)]
+    linear = _alone(d, inputs, backend)
 
     def integers() -> None:
-        onednn.qlinear_pointwise.default(
-            codes, 0.01, CENTRE, packed, scale, zero, bias, 1.0, 0, torch.float32, "none", [], ""
-        )
-        x.to(torch.uint8)
+        linear(*inputs)
+        if d.input_type is not None:
+            x.to(torch.uint8)
 
     return Timing(median_us(lambda: functional.linear(x, weight, bias)), median_us(integers))
+
+
+def _alone(d: Decision, inputs: list[Tensor], backend: Backend) -> Callable[..., object]:
+    """One quantized linear of a decision's shape and types, as the backend runs it: a function of `inputs`."""
+    n, k = d.shape
+    held = {"w": torch.randint(-127, 128, (n, k), dtype=torch.int8), "ws": torch.full((n,), 0.01), "b": torch.randn(n)}
+    if d.input_scale is not None:
+        held |= {"xs": torch.tensor(0.01), "xz": torch.tensor(128, dtype=torch.int32)}
+    module, graph, mode = torch.nn.Module(), fx.Graph(), FakeTensorMode()
+    nodes: dict[str, fx.Node] = {}
+    for name, value in zip(("x", "xs", "xz"), inputs, strict=False):
+        nodes[name] = graph.placeholder(name)
+        nodes[name].meta["val"] = mode.from_tensor(value)
+    for name, value in held.items():
+        module.register_buffer(name, value)
+        nodes[name] = graph.get_attr(name)
+        nodes[name].meta["val"] = mode.from_tensor(value)
+    scales = (nodes.get("xs"), nodes.get("xz"), "" if d.input_type is None else str(d.input_type))
+    rest = ("i8/c0", nodes["b"], None, "", None, None, "", torch.float32)
+    node = graph.call_function(Q.linear.default, (nodes["x"], *scales, nodes["w"], nodes["ws"], *rest))
+    with mode:
+        node.meta["val"] = torch.empty(d.rows, n)
+    output = graph.output(node)
+    gm = fx.GraphModule(module, graph)
+    if Q.linear.default in backend.targets and backend.why_not(node) is None:
+        output.args = (backend.lower(gm, node),)
+        graph.eliminate_dead_code()
+    return backend.finish(gm)
 
 
 def median_us(call: Callable[[], object]) -> float:
