@@ -73,6 +73,26 @@ def test_linear(m, n, k, dtype, rows, other):
             torch.testing.assert_close(found, wanted, rtol=step, atol=2e-6)
 
 
+@needs_kernels
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (7, 17, 33), (13, 130, 101), (97, 200, 384), (0, 5, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weight_only(m, n, k, dtype):
+    """The error to float64 is at most twice that of a float32 product."""
+    weight = torch.randint(-127, 128, (n, k), dtype=torch.int8)
+    x, alpha, beta, other = (
+        torch.randn(m, k).to(dtype),
+        torch.rand(n) * 1e-3,
+        torch.randn(n),
+        torch.randn(m, n).to(dtype),
+    )
+    args = (x, build.pack_by_rows(weight), alpha, beta, other, n, "gelu_tanh", dtype)
+    found, plain = on_kernel(Q.weight_only_linear.default, *args), Q.weight_only_linear.default(*args)
+    exact = functional.gelu((x.double() @ weight.double().t()) * alpha + beta + other, approximate="tanh")
+    assert (found.shape, found.dtype) == (plain.shape, dtype)
+    worst = [float((y.double() - exact).abs().max()) if m else 0.0 for y in (found, plain)]
+    assert worst[0] <= 2 * worst[1] + 1e-6
+
+
 @needs_attention
 @pytest.mark.parametrize(
     ("batch", "heads", "kv_heads", "n", "keys", "width", "out"),
@@ -148,7 +168,7 @@ def test_schemas_and_fakes():
     torch.library.opcheck(Q.attention.default, (q, k, v, None, False, 0.3, None, None))
     norm = (torch.randn(3, 8), None, None, 1e-5, False, torch.ones(8), torch.zeros(8), True, True)
     torch.library.opcheck(Q.norm_quantize.default, norm)
-    assert len(OPS) == 3
+    assert len(OPS) == 4
     assert all(reference.__doc__ for _, reference, _ in OPS)
 
 

@@ -2,6 +2,7 @@
 
     what                     AVX-512 VNNI           else
     qpass.linear             qpass.packed_linear    onednn.qlinear_pointwise
+      of float and integers  qpass.weight_only_linear   the reference
     attention in bfloat16    qpass.attention        two bmm and a generated softmax
     pointwise, reductions    one generated kernel a region
 
@@ -49,12 +50,14 @@ def saturates() -> bool:
 def why_not_linear(node: fx.Node) -> str | None:
     """None where this backend can run a fused linear, or the sentence that says why not."""
     x_type, weight_type, data = node.args[3], node.args[6], node.args[4]
-    if x_type not in ("u8/t", "u8/token"):
-        return f"the cpu backend multiplies inputs of u8/t or u8/token, not {x_type or 'float'}"
+    if x_type not in ("u8/t", "u8/token", ""):
+        return f"the cpu backend multiplies inputs of u8/t or u8/token, not {x_type}"
     if weight_type not in ("i8/c0", "i8/t"):
         return f"the cpu backend multiplies weights of i8/c0 or i8/t, not {weight_type}"
     if constant(data) is None:
         return "its weight is not a constant of the graph"
+    if not x_type:
+        return native_lower.why_not_linear(node)
     if constant(data).shape[1] > LARGEST_K:
         return f"its {constant(data).shape[1]} inputs could overflow the int32 accumulator (at most {LARGEST_K})"
     if node.args[12] and node.args[12] != "u8/t":
@@ -69,7 +72,7 @@ def has_amx() -> bool:
 
 def lower_linear(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """The nodes that compute a fused linear, in front of `node`; returns the last."""
-    if has_amx() or native_lower.why_not_linear(node):
+    if (has_amx() and node.args[3]) or native_lower.why_not_linear(node):
         return onednn.lower_linear(gm, node)
     return native_lower.lower_linear(gm, node)
 

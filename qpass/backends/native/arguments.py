@@ -10,7 +10,7 @@ import struct
 import torch
 
 # P pointer, q int64, i int32, f float32; native alignment
-LINEAR = struct.Struct("9P 6q 4i 2f")  # src/linear.cpp
+LINEAR = struct.Struct("9P 6q 5i 2f")  # src/linear.cpp
 ATTENTION = struct.Struct("7P 7q 15q 4i f")  # src/attention.cpp
 NORM = struct.Struct("9P 2q 2i f")  # src/norm.cpp
 

@@ -116,7 +116,7 @@ def _wrong(loaded: ctypes.CDLL) -> str | None:
     packed, ones, out = pack(loaded, weight), torch.ones(n), torch.empty(7, n)
     zeros, offset = torch.zeros(n), torch.zeros(n, dtype=torch.int32)
     pointers = [t.data_ptr() if t is not None else 0 for t in (x, packed, ones, zeros, None, offset, None, None, out)]
-    loaded.qpass_linear(LINEAR.pack(*pointers, 7, n, k, k, n, n, 0, 0, 0, 1, 1.0, 0.0))
+    loaded.qpass_linear(LINEAR.pack(*pointers, 7, n, k, k, n, n, 0, 0, 0, 0, 1, 1.0, 0.0))
     wanted = x.double() @ weight.double().t()
     return None if torch.equal(out.double(), wanted) else "the native kernels computed a product wrongly"
 
@@ -130,3 +130,11 @@ def pack(loaded: ctypes.CDLL, weight: torch.Tensor) -> torch.Tensor:
         ctypes.c_void_p(source.data_ptr()), ctypes.c_void_p(packed.data_ptr()), ctypes.c_int64(n), ctypes.c_int64(k)
     )
     return packed
+
+
+def pack_by_rows(weight: torch.Tensor) -> torch.Tensor:
+    """int8 [N, K] -> int8 [ceil(N / 64), K, 64], zero padded: the weight-only layout of src/linear.cpp."""
+    n, k = weight.shape
+    padded = torch.zeros((n + 63) // 64 * 64, k, dtype=torch.int8)
+    padded[:n] = weight
+    return padded.view(-1, 64, k).transpose(1, 2).contiguous()

@@ -46,10 +46,33 @@ def linear_call(node: fx.Node) -> Call:
             other = other.contiguous()
             addend, kind = other.data_ptr(), OUT_TYPES[other.dtype]
         pointers = (x.data_ptr(), w, a, b, row, o, rows, addend, out.data_ptr())
-        launch(pack(*pointers, x.numel() // k, n, k, k, n, n, *tail, kind, threads(), inverse, zero))
+        launch(pack(*pointers, x.numel() // k, n, k, k, n, n, *tail, kind, 0, threads(), inverse, zero))
         return out
 
     return run, (x, row_scale, row_zero, other)
+
+
+def weight_only_call(node: fx.Node) -> Call:
+    """A call of qpass.weight_only_linear."""
+    x, packed, alpha, beta, other, n, act, dtype = node.args
+    launch, pack, k = kernel("qpass_linear"), LINEAR.pack, int(x.meta["val"].shape[-1])
+    held = [constant(c) for c in (packed, alpha, beta)]
+    w, a, b = (t.data_ptr() for t in held)
+    tail = (ACTIVATIONS.index(act), OUT_TYPES[dtype])
+
+    def run(x: Tensor, other: Tensor | None, *, held=held) -> Tensor:
+        x = x.float().contiguous()
+        out = torch.empty((*x.shape[:-1], n), dtype=dtype)
+        addend = kind = 0
+        if other is not None:
+            other = other.contiguous()
+            addend, kind = other.data_ptr(), OUT_TYPES[other.dtype]
+        pointers = (x.data_ptr(), w, a, b, 0, 0, 0, addend, out.data_ptr())
+        sizes = (x.numel() // k, n, k, k, n, n)
+        launch(pack(*pointers, *sizes, *tail, kind, 1, torch.get_num_threads(), 1.0, 0.0))
+        return out
+
+    return run, (x, other)
 
 
 def attention_call(node: fx.Node) -> Call:
@@ -108,6 +131,7 @@ def norm_call(node: fx.Node) -> Call:
 
 CALLS = (
     (torch.ops.qpass.packed_linear.default, linear_call),
+    (torch.ops.qpass.weight_only_linear.default, weight_only_call),
     (torch.ops.qpass.attention.default, attention_call),
     (torch.ops.qpass.norm_quantize.default, norm_call),
 )

@@ -1,6 +1,7 @@
 """Fused linears and attention as the ops of the native kernels.
 
     qpass.linear(x u8/t | u8/token, w i8, b, other, act, -> f32 | bf16 | u8)     ->   qpass.packed_linear
+    qpass.linear(x float, w i8, b, other, act, -> f32 | bf16)                    ->   qpass.weight_only_linear
     aten.scaled_dot_product_attention(q, k, v, mask)  in bfloat16                ->   qpass.attention
 
 The integer sum is exact; scales, zero points and bias become one factor, one offset and one addend a column.
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor, fx
 
 from qpass.backends.native.arguments import MASKS, OUT_TYPES
-from qpass.backends.native.build import has_attention, library, pack, unavailable
+from qpass.backends.native.build import has_attention, library, pack, pack_by_rows, unavailable
 from qpass.graphs import add_call, add_constant, constant
 
 Q = torch.ops.qpass
+FLOATS = (torch.float32, torch.bfloat16)
 LONGEST = 8192  # keys; six rows of scores beyond it leave the L2 cache
 
 
@@ -26,11 +28,13 @@ def why_not_linear(node: fx.Node) -> str | None:
     if unavailable() is not None:
         return unavailable()
     bias, other, out_type, dtype = node.args[7], node.args[8], node.args[12], node.args[13]
+    if not node.args[3] and (out_type or node.args[0].meta["val"].dtype not in FLOATS):
+        return f"the native kernel multiplies float32 and bfloat16 by integer weights, not {node.args[0].meta['val'].dtype}"
     if not out_type and dtype not in OUT_TYPES:
         return f"the native kernel does not write {dtype}"
     if bias is not None and constant(bias) is None:
         return "its bias is computed"
-    if other is not None and other.meta["val"].dtype not in (torch.float32, torch.bfloat16):
+    if other is not None and other.meta["val"].dtype not in FLOATS:
         return f"the native kernel does not add {other.meta['val'].dtype}"
     return None
 
@@ -40,6 +44,8 @@ def lower_linear(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     (x, x_scale, x_zero, x_type, data, w_scale, _, bias, other, act, out_scale, out_zero, out_type, dtype) = node.args
     weight = constant(data)
     n = weight.shape[0]
+    if not x_type:
+        return _weight_only(gm, node, weight)
     alpha = constant(w_scale).double().expand(n)
     offset = weight.sum(1, dtype=torch.int32)
     rows = (x_scale, x_zero)
@@ -53,6 +59,16 @@ def lower_linear(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     if out_type:
         out = (float(constant(out_scale)), int(constant(out_zero)), torch.uint8)
     return add_call(gm, Q.packed_linear.default, (x, *constants, *rows, other, n, act, *out), node)
+
+
+def _weight_only(gm: fx.GraphModule, node: fx.Node, weight: Tensor) -> fx.Node:
+    x, w_scale, bias, other, act, dtype = (node.args[i] for i in (0, 5, 7, 8, 9, 13))
+    n = weight.shape[0]
+    beta = torch.zeros(n) if bias is None else constant(bias).detach().float()
+    held = {"packed": pack_by_rows(weight), "alpha": constant(w_scale).float().expand(n), "beta": beta}
+    name = node.meta.get("site", "linear")
+    constants = [add_constant(gm, f"{name}_{key}", t.contiguous().clone(), node) for key, t in held.items()]
+    return add_call(gm, Q.weight_only_linear.default, (x, *constants, other, n, act, dtype), node)
 
 
 def why_not_attention(node: fx.Node) -> str | None:

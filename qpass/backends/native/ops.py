@@ -58,6 +58,29 @@ def _packed_linear_fake(x, packed, alpha, beta, offset, row_scale, row_zero, oth
     return x.new_empty((*x.shape[:-1], n), dtype=dtype)
 
 
+def weight_only_linear(
+    x: Tensor,
+    packed: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    other: Tensor | None,
+    n: int,
+    act: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Y = act((x @ w.T) * alpha + beta + other), [..., N] in `dtype`, computed in float32.
+
+    x: float [..., K]. packed: w as int8 [ceil(N / 64), K, 64]. alpha, beta: float32 [N]. other: [..., N].
+    """
+    weight = packed.transpose(1, 2).reshape(-1, packed.shape[1])[:n]
+    y = functional.linear(x.float(), weight.float()) * alpha + beta
+    return activation(act)(y if other is None else y + other.float()).to(dtype)
+
+
+def _weight_only_linear_fake(x, packed, alpha, beta, other, n, act, dtype):
+    return x.new_empty((*x.shape[:-1], n), dtype=dtype)
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -128,6 +151,12 @@ OPS = (
         "Tensor? row_zero, Tensor? other, int n, str act, float out_scale, int out_zero, ScalarType dtype) -> Tensor",
         packed_linear,
         _packed_linear_fake,
+    ),
+    (
+        "weight_only_linear(Tensor x, Tensor packed, Tensor alpha, Tensor beta, Tensor? other, int n, str act, "
+        "ScalarType dtype) -> Tensor",
+        weight_only_linear,
+        _weight_only_linear_fake,
     ),
     (
         "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float scale, Tensor? mul, Tensor? add) "

@@ -4,8 +4,13 @@
 //
 // stored as f32, bf16, or u8 = clamp(round(y * out_inverse) + out_zero). Up to the conversion of the sum to f32 all is exact.
 // Without row scales row_scale is 1 and the offset already holds the zero point: acc - offset.
+// Weight-only: x is f32, weights lie as [N / 64][K][64] and are made f32 a panel at a time, for all rows of a task; then
+// y = act(acc * alpha + beta + other).
+//
 // Weights lie as [N / 64][K / 4][64][4]: four zmm of sixteen columns for each group of four inputs. A tile is 6 rows by 64
 // columns (tile.h). A task is a chunk of rows by some panels of 64 columns, whose weights stay in the L2 cache.
+#include <vector>
+
 #include "tile.h"
 
 namespace qpass {
@@ -14,14 +19,14 @@ constexpr int64_t CHUNK = 48;
 enum Type { F32 = 0, BF16 = 1, U8 = 2 };
 
 struct Linear {
-  const uint8_t* x;
+  const uint8_t* x;  // f32 where float_input
   const int8_t* w;
   const float *alpha, *beta, *row_scale;
   const int32_t *offset, *row_zero;
   const void* other;
   void* out;
   int64_t m, n, k, ldx, ld_other, ld_out;
-  int32_t act, out_type, other_type, threads;
+  int32_t act, out_type, other_type, float_input, threads;
   float out_inverse, out_zero;
 };
 
@@ -45,12 +50,14 @@ void finish(const Linear& p, const int32_t* sums, int64_t row, int rows, int64_t
     const int64_t n = column + v;
     const __mmask16 mask = lanes(p.n - n);
     const __m512 alpha = _mm512_maskz_loadu_ps(mask, p.alpha + n), beta = _mm512_maskz_loadu_ps(mask, p.beta + n);
-    const __m512i offset = _mm512_maskz_loadu_epi32(mask, p.offset + n);
+    const __m512i offset = _mm512_maskz_loadu_epi32(p.float_input ? 0 : mask, p.offset + n);
     for (int r = 0; r < rows; r++) {
       const int64_t m = row + r;
       const __m512i sum = _mm512_loadu_si512(sums + r * COLUMNS + v);
       __m512 y;
-      if (p.row_scale) {
+      if (p.float_input) {
+        y = _mm512_fmadd_ps(_mm512_castsi512_ps(sum), alpha, beta);
+      } else if (p.row_scale) {
         const __m512i shifted = _mm512_sub_epi32(sum, _mm512_mullo_epi32(_mm512_set1_epi32(p.row_zero[m]), offset));
         y = _mm512_mul_ps(_mm512_cvtepi32_ps(shifted), alpha);
         y = _mm512_fmadd_ps(y, _mm512_set1_ps(p.row_scale[m]), beta);
@@ -68,15 +75,33 @@ constexpr Finish FINISH[] = {finish<NONE>, finish<RELU>, finish<GELU>, finish<GE
 
 constexpr float WIDE_STEP = 2e-3f;  // output steps from which on GELU_SHORT errs by at most a seventh of one
 
+// int8 [K][64] -> f32
+void to_floats(const int8_t* w, int64_t k, std::vector<float>& out) {
+  out.resize(k * COLUMNS);
+  for (int64_t i = 0; i < k * COLUMNS; i += 16) {
+    const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w + i)));
+    _mm512_storeu_ps(out.data() + i, _mm512_cvtepi32_ps(wide));
+  }
+}
+
 void run(const Linear& p, int64_t row, int64_t row_end, int64_t panel, int64_t panel_end) {
+  static thread_local std::vector<float> floats;
   alignas(64) int32_t sums[ROWS * COLUMNS];
-  const int64_t groups = (p.k + 3) / 4;
+  const int64_t width = p.float_input ? 4 : 1, groups = p.float_input ? p.k : p.k / 4, lda = p.ldx * width;
+  const int64_t panel_bytes = (p.float_input ? p.k : (p.k + 3) / 4 * 4) * COLUMNS;
+  const int rest = p.float_input ? 0 : static_cast<int>(p.k % 4);
   for (int64_t j = panel; j < panel_end; j++) {
-    const int32_t* w = reinterpret_cast<const int32_t*>(p.w) + j * groups * COLUMNS;
+    const int8_t* packed = p.w + j * panel_bytes;
+    if (p.float_input) to_floats(packed, p.k, floats);
+    const void* w = p.float_input ? static_cast<const void*>(floats.data()) : packed;
     const int vectors = static_cast<int>(std::min<int64_t>(WIDE, (p.n - j * COLUMNS + 15) / 16));
     for (int64_t m = row; m < row_end; m += ROWS) {
       const int rows = static_cast<int>(std::min<int64_t>(ROWS, row_end - m));
-      product<Bytes>({p.x + m * p.ldx, p.ldx, w, COLUMNS, p.k / 4, static_cast<int>(p.k % 4), sums, COLUMNS}, rows, vectors);
+      const Operands tile{p.x + m * lda, lda, static_cast<const int32_t*>(w), COLUMNS, groups, rest, sums, COLUMNS};
+      if (p.float_input)
+        product<Floats>(tile, rows, vectors);
+      else
+        product<Bytes>(tile, rows, vectors);
       FINISH[p.act](p, sums, m, rows, j * COLUMNS);
     }
   }

@@ -2,7 +2,7 @@
 //
 //     sum[r][c] += dot(a[r][g], b[g][c])      g = 0 .. groups - 1
 //
-// a: rows of four-byte groups (4 u8, or 2 bf16). b: [groups][ldb] lanes of four bytes (4 s8, or 2 bf16). With R = 6 and
+// a: rows of four-byte groups (4 u8, 2 bf16 or 1 f32). b: [groups][ldb] lanes of four bytes (4 s8, 2 bf16 or 1 f32). With R = 6 and
 // V = 4 there are 24 independent sums, so the product instruction issues every cycle.
 #pragma once
 #include <algorithm>
@@ -18,6 +18,12 @@ constexpr int ROWS = 6, WIDE = 4, COLUMNS = 16 * WIDE;
 struct Bytes {  // u8 x s8 -> i32
   __attribute__((always_inline)) static inline void dot(__m512i& sum, __m512i a, __m512i b) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  }
+};
+
+struct Floats {  // f32 x f32 -> f32
+  __attribute__((always_inline)) static inline void dot(__m512i& sum, __m512i a, __m512i b) {
+    asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   }
 };
 
