@@ -129,11 +129,12 @@ def test_dumps_are_what_the_source_makes(page, name):
     """Run `python docs/walk.py` after a change of the source that is meant to change them."""
     if cpu.unavailable():
         pytest.skip(cpu.unavailable())
+    if name in walk().OF_THE_MACHINE and walk().like_written():
+        pytest.skip(f"lowered graphs are written down for the native kernels: {walk().like_written()}")
     made, written = walk().DUMPS[name](), walk().blocks(page)[name]
-    if name == "instruction":
-        assert "matmul" in written
-        assert any(word in written for word in (walk().VNNI, walk().AMX))
-        assert any(word in made for word in (walk().VNNI, walk().AMX, "no objdump"))
+    if name == "instruction":  # compilers differ
+        assert written.count(walk().VNNI) >= 4
+        assert walk().VNNI in made or "no objdump" in made
         return
     assert walk().normal(made) == walk().normal(written)
 

@@ -21,25 +21,34 @@ needs_kernels = pytest.mark.skipif(build.unavailable() is not None, reason=f"no 
 needs_attention = pytest.mark.skipif(not build.has_attention(), reason="no native attention on this processor")
 
 
-def on_kernel(op, *args):
-    """Runs an op through its kernel: one-dimensional and packed tensors are constants, the rest inputs."""
-    module, graph, inputs, nodes = torch.nn.Module(), fx.Graph(), [], []
+def prepared(op, *args):
+    """A function of the inputs that runs an op through its kernel; one-dimensional and packed tensors are constants."""
+    module, graph, nodes = torch.nn.Module(), fx.Graph(), []
     for i, value in enumerate(args):
         if not isinstance(value, torch.Tensor):
             nodes.append(value)
-        elif i and (value.dim() == 1 or value.dtype == torch.int8):
+        elif is_constant(i, value):
             module.register_buffer(f"c{i}", value)
             nodes.append(graph.get_attr(f"c{i}"))
         else:
             nodes.append(graph.placeholder(f"x{i}"))
-            inputs.append(value)
             nodes[-1].meta["val"] = value
     node = graph.call_function(op, tuple(nodes))
     graph.output(node)
     gm = fx.GraphModule(module, graph)
     calls = native_calls(gm)
     assert list(calls) == [node]
-    return emit(gm, calls)(*inputs)
+    return emit(gm, calls)
+
+
+def is_constant(position, value):
+    return position > 0 and (value.dim() == 1 or value.dtype == torch.int8)
+
+
+def on_kernel(op, *args):
+    """The result of an op through its kernel."""
+    inputs = [v for i, v in enumerate(args) if isinstance(v, torch.Tensor) and not is_constant(i, v)]
+    return prepared(op, *args)(*inputs)
 
 
 def linear_arguments(m, n, k, rows, other, act, dtype):

@@ -77,8 +77,8 @@ def why_not_attention(node: fx.Node) -> str | None:
     values: list[Tensor] = [n.meta["val"] for n in (q, k, v)]
     if not has_attention():
         return unavailable() or "this processor lacks avx512_bf16"
-    if dropout:
-        return "dropout is left to torch's kernel"
+    if dropout or (node.kwargs.get("scale") or 1) <= 0:
+        return "dropout and scales below zero are left to torch's kernel"
     if any(x.dtype is not torch.bfloat16 or x.dim() != 4 for x in values):
         return "the native kernel runs bfloat16 attention of [batch, heads, length, width]"
     if not all(isinstance(x.shape[axis], int) for x in values for axis in (1, 3)):

@@ -60,38 +60,40 @@ void pack_values(const uint16_t* v, int64_t stride, int64_t keys, int64_t width,
 
 constexpr float LOG2E = 1.44269504f;
 
-inline __m512 masked(const Attention& p, const void* row, int64_t n, __mmask16 live, __m512 s) {
-  const __m512 never = _mm512_set1_ps(-INFINITY);
-  if (p.mask_type == BOOL) {
-    const __m128i seen = _mm_maskz_loadu_epi8(live, static_cast<const uint8_t*>(row) + n);
-    s = _mm512_mask_mov_ps(never, _mm_test_epi8_mask(seen, seen), s);
-  } else if (p.mask_type == FLOAT) {
-    s = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(live, static_cast<const float*>(row) + n), _mm512_set1_ps(LOG2E), s);
-  } else if (p.mask_type == HALF) {
-    const __m512 bias = from_bf16(_mm256_maskz_loadu_epi16(live, static_cast<const uint16_t*>(row) + n));
-    s = _mm512_fmadd_ps(bias, _mm512_set1_ps(LOG2E), s);
-  }
-  return _mm512_mask_mov_ps(never, live, s);
+// Which of sixteen keys are seen: those before the limit, and of these the ones a bool mask leaves.
+inline __mmask16 seen(const Attention& p, const void* row, int64_t n, int64_t limit) {
+  const __mmask16 live = lanes(limit - n);
+  if (p.mask_type != BOOL) return live;
+  const __m128i flags = _mm_maskz_loadu_epi8(live, static_cast<const uint8_t*>(row) + n);
+  return _mm_test_epi8_mask(flags, flags);
 }
 
-// Scores of one query -> weights in bf16, zero beyond the last key; returns 1 / their sum.
-float softmax(const Attention& p, const void* mask_row, int64_t limit, int64_t padded, float* s, uint16_t* out) {
-  const __m512 scale = _mm512_set1_ps(p.scale * LOG2E);
-  __m512 top = _mm512_set1_ps(-INFINITY);
+// s += mask / scale, so that the scale is applied once
+void add_bias(const Attention& p, const void* row, int64_t limit, float* s) {
+  const __m512 inverse = _mm512_set1_ps(1 / p.scale);
   for (int64_t n = 0; n < limit; n += 16) {
-    const __m512 x = masked(p, mask_row, n, lanes(limit - n), _mm512_mul_ps(_mm512_loadu_ps(s + n), scale));
-    _mm512_storeu_ps(s + n, x);
-    top = _mm512_max_ps(top, x);
+    const __mmask16 live = lanes(limit - n);
+    const __m512 bias = p.mask_type == FLOAT
+                            ? _mm512_maskz_loadu_ps(live, static_cast<const float*>(row) + n)
+                            : from_bf16(_mm256_maskz_loadu_epi16(live, static_cast<const uint16_t*>(row) + n));
+    _mm512_storeu_ps(s + n, _mm512_fmadd_ps(bias, inverse, _mm512_loadu_ps(s + n)));
   }
+}
+
+// Scores of one query -> weights in bf16, zero for keys that are not seen and beyond the last; returns 1 / their sum.
+float softmax(const Attention& p, const void* mask_row, int64_t limit, int64_t padded, float* s, uint16_t* out) {
+  if (p.mask_type == FLOAT || p.mask_type == HALF) add_bias(p, mask_row, limit, s);
+  __m512 top = _mm512_set1_ps(-INFINITY);
+  for (int64_t n = 0; n < limit; n += 16) top = _mm512_mask_max_ps(top, seen(p, mask_row, n, limit), _mm512_loadu_ps(s + n), top);
   const float highest = _mm512_reduce_max_ps(top);
   const bool none = highest == -INFINITY;
-  const __m512 shift = _mm512_set1_ps(none ? 0.0f : highest), lowest = _mm512_set1_ps(-126.0f);
+  const __m512 scale = _mm512_set1_ps(p.scale * LOG2E), lowest = _mm512_set1_ps(-200.0f);
+  const __m512 shift = _mm512_set1_ps(none ? 0.0f : highest * p.scale * LOG2E);
   __m512 total = _mm512_setzero_ps();
   int64_t n = 0;
   for (; n < limit; n += 16) {
-    const __m512 x = _mm512_sub_ps(_mm512_loadu_ps(s + n), shift);
-    const __mmask16 live = _mm512_cmp_ps_mask(x, lowest, _CMP_NLT_UQ);  // a NaN goes through
-    const __m512 e = _mm512_maskz_mov_ps(live, exp2_short(x));
+    const __m512 x = _mm512_max_ps(lowest, _mm512_fmsub_ps(_mm512_loadu_ps(s + n), scale, shift));  // a NaN goes through
+    const __m512 e = _mm512_maskz_mov_ps(seen(p, mask_row, n, limit), exp2_short(x));
     total = _mm512_add_ps(total, e);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + n), to_bf16(e));
   }
