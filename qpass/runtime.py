@@ -30,7 +30,7 @@ from qpass.pipeline import Context, Settings, run_pipeline
 from qpass.plan import Plan
 from qpass.rewrite import Miss
 from qpass.sites import SiteNames
-from qpass.watch import Watch
+from qpass.watch import OURS, Watch
 
 CHANGED = (
     "a weight of this compiled model was replaced or written to after qpass.compile: it runs uncompiled from now on; "
@@ -177,7 +177,8 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
         for module, parameters in before:
             module._parameters.clear()
             module._parameters.update(parameters)
-        vars(model).pop("_compiled_call_impl", None)
+        for name in OURS:
+            vars(model).pop(name, None)
         _RUNTIMES.pop(model, None)
         raise
 

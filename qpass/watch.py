@@ -14,7 +14,7 @@ Slot = tuple[dict[str, Any], str, Any]  # of a module: its parameters, buffers o
 
 
 SIMPLE = (bool, int, float, str, type(None))
-OURS = ("_compiled_call_impl", "__deepcopy__")
+OURS = ("_compiled_call_impl", "__deepcopy__")  # what qpass itself hangs in a compiled model
 
 
 @dataclass
