@@ -65,7 +65,7 @@ class Runtime:
     tensors: Mapping[int, str] | None = None
     names: SiteNames = field(default_factory=SiteNames)
     records: list[Record] = field(default_factory=list)
-    watch: Watch | None = None
+    watch: weakref.ref[Watch] | None = None  # the model holds it: it refers to all that hangs there
     lock: Any = field(default_factory=threading.RLock)
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
@@ -105,10 +105,11 @@ class Runtime:
         self, function: Callable[..., Any], gm: fx.GraphModule, inputs: Sequence[Any], frozen: tuple[int, ...]
     ):
         """`function`, given the tensors that the graph holds; what is folded into it is watched from now on."""
-        if self.watch is None:
+        watch = self.watch() if self.watch else None
+        if watch is None:
             return watched(function, gm, inputs, frozen)
         for i in frozen:
-            self.watch.fold(inputs[i])
+            watch.fold(inputs[i])
         own = tuple(held(gm).values())
         return (lambda *given: function(*given, *own)) if own else function
 
@@ -158,8 +159,9 @@ _RUNTIMES: weakref.WeakKeyDictionary[nn.Module, Runtime] = weakref.WeakKeyDictio
 
 def attach(model: nn.Module, plan: Plan, backend: Backend) -> Runtime:
     """Makes a model with packed weights run compiled from now on; its class and methods stay as they are."""
-    runtime = Runtime(plan, backend, weakref.ref(model), watch=Watch.of(model))
-    model._compiled_call_impl = inference(model, runtime)
+    watch = Watch.of(model)
+    runtime = Runtime(plan, backend, weakref.ref(model), watch=weakref.ref(watch))
+    model._compiled_call_impl = inference(model, runtime, watch)
     model.__dict__["__deepcopy__"] = types.MethodType(_deepcopy, model)  # copy.deepcopy looks here before anywhere
     _RUNTIMES[model] = runtime
     return runtime
@@ -183,11 +185,9 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def inference(model: nn.Module, runtime: Runtime) -> Callable[..., Any]:
+def inference(model: nn.Module, runtime: Runtime, watch: Watch) -> Callable[..., Any]:
     """The model's compiled call. It warns the first time that the model is in training mode, or is not what it was."""
     warned: list[str] = []
-    watch = runtime.watch
-    assert watch is not None
     calls = [front_end(model, runtime, frozen=True)]
 
     def warn(sentence: str) -> None:
