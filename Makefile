@@ -27,7 +27,7 @@ lint: $(STAMP)
 
 # ARGS=--write keeps the results and puts the table into the README.
 bench: $(STAMP)
-	$(BIN)/python -m tests.benchmarks.kernels
+	$(BIN)/python -m tests.benchmarks.native_kernels
 	$(BIN)/python tests/benchmarks/memory.py
 	$(BIN)/python tests/benchmarks/compile_time.py --minilm
 	$(BIN)/python tests/benchmarks/minilm.py $(ARGS)

@@ -1,4 +1,4 @@
-"""The native kernels beside what torch offers for the same work: python -m tests.benchmarks.kernels [--threads N]
+"""The native kernels beside what torch offers for the same work: python -m tests.benchmarks.native_kernels [--threads N]
 
 Microseconds, medians of calls in turn. The linears have MiniLM's shapes; a call of ours includes its Python.
 """
