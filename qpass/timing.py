@@ -11,8 +11,12 @@ Key = TypeVar("Key")
 WARM_UP = 3
 
 
-def interleaved(calls: Mapping[Key, Callable[[], object]], rounds: int, warm_up: int = WARM_UP) -> dict[Key, float]:
+def interleaved(
+    calls: Mapping[Key, Callable[[], object]], rounds: int, warm_up: int = WARM_UP, burst: int = 1
+) -> dict[Key, float]:
     """Median milliseconds of each call: every round runs each once, every other round in reverse order.
+
+    burst: in its turn a call runs so often, and the last run counts: the others leave it neither caches nor a warm-up.
 
     >>> sorted(interleaved({"a": lambda: None, "b": lambda: sum(range(1000))}, rounds=3))
     ['a', 'b']
@@ -23,6 +27,8 @@ def interleaved(calls: Mapping[Key, Callable[[], object]], rounds: int, warm_up:
     laps: dict[Key, list[float]] = {key: [] for key in calls}
     for number in range(rounds):
         for key in calls if number % 2 == 0 else reversed(list(calls)):
+            for _ in range(burst - 1):
+                calls[key]()
             start = time.perf_counter()
             calls[key]()
             laps[key].append(time.perf_counter() - start)

@@ -23,7 +23,7 @@ DYNAMIC_STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 SMALLEST = 1e-5  # of the largest channel: what a dead channel is taken for
 
 
-HEAVY = 0.5  # of a heavy channel's longer side that its shorter side makes room for
+ROOM = 0.2  # of its reach that a channel with a heavy tail gets more
 REACH, ENOUGH = (
     4.0,
     1024,
@@ -36,7 +36,8 @@ def channel_limits(observed: Observed) -> tuple[Tensor, Tensor]:
     1. A normal value is clipped at 4 standard deviations where the errors of rounding to 8 bits and of clipping are least in
        sum. Few rows do not get that far (45 rows: 2.2), so limits are widened to it, by ENOUGH / rows where rows are more.
     2. Of n normal values the largest is near sqrt(2 ln n) standard deviations. A channel that went further has a heavy tail,
-       which another text may stretch to the other side: that side makes room for HEAVY of the longer one.
+       which another text may stretch, also to the other side: by two deviations and more, that side gets the reach of the
+       longer one, and both get ROOM.
 
     Only the channel's own step pays for its room, since its factor is its own.
     """
@@ -45,10 +46,10 @@ def channel_limits(observed: Observed) -> tuple[Tensor, Tensor]:
     rows = max(observed.rows, 4)
     spread = observed.covariance.diagonal().clamp(min=0).sqrt()
     beyond = torch.maximum(up, down) - math.sqrt(2 * math.log(rows)) * spread
-    heavy = HEAVY * (beyond / (2 * spread).clamp(min=torch.finfo(torch.float32).tiny)).clamp(0, 1)
-    missing = min(1.0, ENOUGH / rows)
+    tail = (beyond / (2 * spread).clamp(min=torch.finfo(torch.float32).tiny)).clamp(0, 1)
+    missing, room = min(1.0, ENOUGH / rows), 1 + ROOM * tail
     sides = [a + missing * (REACH * spread - a).clamp(min=0) for a in (up, down)]
-    hi, lo = mean + torch.maximum(sides[0], heavy * down), mean - torch.maximum(sides[1], heavy * up)
+    hi, lo = mean + torch.maximum(sides[0], tail * down) * room, mean - torch.maximum(sides[1], tail * up) * room
     return lo.float(), hi.float()
 
 

@@ -123,9 +123,9 @@ def openvino_int8(precision: str) -> Callable[[Any], Run]:
     return make
 
 
-def ours(scheme: str | None) -> Callable[[Any], Run]:
+def ours(scheme: str | None, with_data: bool = True) -> Callable[[Any], Run]:
     def make(bench) -> Run:
-        data = None if scheme in ("w8a8-dynamic", "w8a16") else bench.calibration
+        data = bench.calibration if with_data else None
         return called(qpass.compile(bench.model, scheme, example_inputs=bench.calibration[0], calibration=data))
 
     return make
@@ -144,7 +144,8 @@ VARIANTS = (
     ("openvino int8, bf16", True, ("openvino", "nncf"), openvino_int8("bf16")),
     ("qpass w8a8", False, (), ours("w8a8")),
     ("qpass w8a8-dynamic", False, (), ours("w8a8-dynamic")),
-    ("qpass w8a16", False, (), ours("w8a16")),
+    ("qpass w8a8-dynamic, no data", False, (), ours("w8a8-dynamic", with_data=False)),
+    ("qpass w8a16, no data", False, (), ours("w8a16", with_data=False)),
     ("qpass, no scheme", False, (), ours(None)),
 )
 PEERS = tuple(name for name, peer, _, _ in VARIANTS if peer)
