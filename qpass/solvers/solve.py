@@ -107,7 +107,7 @@ def _static_input(scheme: Scheme, observed: Observed, weight: Tensor, c: Tensor,
     if splits and scheme.smooth is not None:
         low, levels = observed.range.lo, scheme.activation.levels - 1
         extra, top = copies(observed.range.channels.hi)
-        if not pays(observed.sample, weight.square().sum(0), low, extra, top, levels):
+        if not pays(observed.sample, weight.square().sum(0), (low, observed.range.hi), extra, top, levels):
             extra, top = None, observed.range.hi
         lo, hi = torch.tensor(low), torch.tensor(top)
     elif scheme.smooth is not None:

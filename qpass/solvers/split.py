@@ -40,13 +40,15 @@ def _extra(high: Tensor, top: float) -> Tensor:
     return ((high / top - 1e-6).ceil() - 1).clamp(min=0).long()
 
 
-def pays(sample: Tensor, energy: Tensor, low: float, extra: Tensor, top: float, levels: int) -> bool:
+def pays(sample: Tensor, energy: Tensor, limits: tuple[float, float], extra: Tensor, top: float, levels: int) -> bool:
     """Whether the error of a split is less than that of one range for all channels.
 
-    sample: float [rows, K], values of the activation; energy: [K], the squared weights that read each channel. Both errors
-    are of the output: step^2 / 12 for each channel read, and what the sum of clamped copies is off on the sample.
+    sample: float [rows, K], some values of the activation; limits: the least and largest of all that were seen; energy:
+    [K], the squared weights that read each channel. Both errors are of the output: step^2 / 12 for each channel read, and
+    what the sum of clamped copies is off on the sample.
     """
-    whole, parts = (float(sample.max()) - low) / levels, (top - low) / levels
+    low, high = limits
+    whole, parts = (high - low) / levels, (top - low) / levels
     rounding = whole**2 / 12 * float(energy.sum())
     finer = parts**2 / 12 * float((energy * (1 + extra)).sum())
     split = extra > 0
