@@ -13,8 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
 from qpass.backends import Backend
+from qpass.backends.native.build import cache_folder, processor
 from qpass.backends.native.build import unavailable as no_kernels
 from qpass.files import replacing
 from qpass.plan import Decision, Plan
@@ -77,15 +76,8 @@ def timing(d: Decision, backend: Backend) -> Timing:
 @functools.cache
 def machine() -> str:
     """Processor, torch and thread count: what a time depends on beside the shape."""
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return (
-        f"{model} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__} threads {torch.get_num_threads()}"
-    )
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"{processor()[0]} {capability} torch {torch.__version__} threads {threads}"
 
 
 def _measure(d: Decision, backend: Backend) -> Timing:
@@ -149,8 +141,7 @@ def median_us(call: Callable[[], object]) -> float:
 
 def cache_file() -> Path:
     """Where times are remembered: the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(root) / "qpass" / "timings.json"
+    return cache_folder() / "timings.json"
 
 
 def remembered() -> dict[str, list[float]]:

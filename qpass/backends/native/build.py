@@ -33,12 +33,13 @@ TIMEOUT = 300
 @functools.cache
 def processor() -> tuple[str, frozenset[str]]:
     """Name and feature flags of the processor, as Linux tells them; nothing elsewhere."""
+    otherwise = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.machine(), frozenset()
+        return otherwise, frozenset()
     found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
-    return found.get("model name", platform.machine()), frozenset(found.get("flags", "").split())
+    return found.get("model name", otherwise), frozenset(found.get("flags", "").split())
 
 
 @functools.cache
@@ -67,8 +68,9 @@ def library() -> ctypes.CDLL:
 
 
 def cache_folder() -> Path:
-    """Where the library is kept: the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qpass"
+    """Where qpass keeps what it built and measured: a folder in the user's cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(root) / "qpass"
 
 
 def _built() -> Path:
