@@ -6,7 +6,6 @@ function counts like any other unless LAZY names it. What Python runs on the way
 """
 
 import ast
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +42,7 @@ NOT_AT_IMPORT = ("triton", "transformers", "torch._inductor", "qpass_kernels")
 LONGEST = 250
 LONGER: tuple[tuple[str, str], ...] = ()  # path, why it may be longer
 
-TOO_LONG_TO_IMPORT = 1.1  # times what `import torch` takes
+OURS_IN_IMPORT = 0.1  # of what `import torch` takes
 EPSILON = 0.05  # seconds: the clock and the interpreter's start
 
 
@@ -206,14 +205,15 @@ def test_import_stays_light():
 
 @pytest.mark.slow
 def test_import_is_quick():
-    """Medians of three, in turn; processor time, since other processes share the machine."""
+    """The quickest of five, in processor time: other processes share the machine, and only ever add."""
     python("import qpass")  # byte code and disk cache
-    times = {"torch": [], "qpass": []}
-    for _ in range(3):
-        for name, seconds in times.items():
-            seconds.append(float(python(f"import time, {name}; print(time.process_time())")[0]))
-    torch_takes, qpass_takes = (statistics.median(times[name]) for name in ("torch", "qpass"))
-    assert qpass_takes <= torch_takes * TOO_LONG_TO_IMPORT + EPSILON, (
-        f"import qpass takes {qpass_takes:.2f} s, import torch {torch_takes:.2f} s; "
-        "python -X importtime -c 'import qpass' shows where it goes"
+    clock = "import time; start = {0}(); import torch; torch_done = {0}(); import qpass; end = {0}(); "
+    times = [
+        [float(t) for t in python(clock.format("time.process_time") + "print(torch_done - start, end - torch_done)")]
+        for _ in range(5)
+    ]
+    torch_takes, ours = (min(lap) for lap in zip(*times, strict=True))
+    assert ours <= torch_takes * OURS_IN_IMPORT + EPSILON, (
+        f"import qpass takes {ours:.2f} s after torch's {torch_takes:.2f} s; "
+        "python -X importtime -c 'import torch, qpass' shows where it goes"
     )
