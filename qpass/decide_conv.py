@@ -1,0 +1,123 @@
+"""Decide on convolutions: sites and outputs that share a value share its scale; each weight is rounded once.
+
+    static        input u8/t, scale and zero point from the range of the group     weight i8/c0 (c1 where transposed)
+    dynamic       input u8/sample, at run time                                     the same
+    weight-only   float                                                            the same
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from qpass import affine
+from qpass.observations import Observations, Observed
+from qpass.passes.collect_ranges import patches_of
+from qpass.plan import Decision, SiteInfo
+from qpass.qtype import QType
+from qpass.range_choice import choose_range
+from qpass.schemes import Recipe, Scheme
+from qpass.solvers.convolution import solve_convolution
+from qpass.storage import fingerprint
+
+FLOAT_TYPE = "convolutions are quantized to integers of 2 to 8 bits; {} has other types"
+
+
+def why_type(scheme: Scheme) -> str | None:
+    """None where convolutions can have a scheme's types, or why not."""
+    weight, activation = scheme.weight, scheme.activation
+    integers = weight is not None and not weight.is_float and (activation is None or not activation.is_float)
+    return None if integers else FLOAT_TYPE.format(scheme)
+
+
+def input_type(scheme: Scheme) -> QType | None:
+    """The type of a convolution's input: per tensor, or per sample where it is chosen at run time."""
+    if scheme.activation is None:
+        return None
+    return dataclasses.replace(scheme.activation, granularity="sample" if scheme.dynamic else "tensor")
+
+
+def static_input(scheme: Scheme, observed: Observed | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Scale and zero point of a static input; nothing for other schemes."""
+    if not scheme.needs_calibration or observed is None:
+        return None, None
+    qtype = input_type(scheme)
+    assert qtype is not None
+    params = affine.choose_qparams(*choose_range(observed.range, qtype, scheme.range_for("convolution")), qtype)
+    assert params.zero is not None
+    return params.scale, params.zero
+
+
+def image_groups(sites: Mapping[str, SiteInfo], observations: Observations) -> list[list[SiteInfo]]:
+    """Convolutions and outputs that are decided together: they read one value, or one weight."""
+    import networkx  # a tenth of a second to import
+
+    together = networkx.Graph()
+    for name, info in sites.items():
+        if info.walk is not None or info.operation == "output":
+            together.add_edge(("site", name), ("input", observations.groups.get(name, name)))
+            if info.weight:
+                together.add_edge(("site", name), ("weight", info.weight))
+    order = {name: i for i, name in enumerate(sites)}
+    groups = []
+    for component in networkx.connected_components(together):
+        names = sorted((name for kind, name in component if kind == "site"), key=order.__getitem__)
+        groups.append([sites[name] for name in names])
+    return groups
+
+
+def quantize_convolutions(
+    weights: Mapping[str, Tensor],
+    infos: Mapping[str, SiteInfo],
+    decisions: list[Decision],
+    scheme: Scheme,
+    observations: Observations,
+    observed: Observed | None,
+) -> list[Decision]:
+    """The decisions of sites that read one value, under one scheme."""
+    scale, zero = static_input(scheme, observed)
+    step = scale if scale is not None else _usual_step(scheme, observed)
+    found: dict[str, tuple] = {}
+    done = []
+    for decision in decisions:
+        walk = infos[decision.site].walk
+        assert walk is not None
+        if decision.weight not in found:
+            seen = observations.observed.get(patches_of(decision.site))
+            found[decision.weight] = solve_convolution(weights[decision.weight], walk, scheme, seen, step, None)
+        packed, bias = found[decision.weight]
+        done.append(
+            dataclasses.replace(
+                decision,
+                weight_type=packed.type,
+                input_type=input_type(scheme),
+                input_scale=scale,
+                input_zero=zero,
+                bias=bias,
+                packed=packed,
+                made_from=fingerprint(weights[decision.weight]),
+            )
+        )
+    return done
+
+
+def _usual_step(scheme: Scheme, observed: Observed | None) -> Tensor | None:
+    """The step of a dynamic input, were its range that of all samples."""
+    if scheme.activation is None or observed is None or not observed.rows:
+        return None
+    lo, hi = torch.tensor(observed.range.lo), torch.tensor(observed.range.hi)
+    return affine.choose_qparams(lo, hi, dataclasses.replace(scheme.activation, granularity="tensor")).scale
+
+
+def output_decision(info: SiteInfo, scheme: Scheme | None, observed: Observed | None, group: str) -> Decision | None:
+    """The decision for a value that no site reads; None where it stays float, which needs no sentence."""
+    if scheme is None or not scheme.needs_calibration or why_type(scheme) or observed is None or not observed.rows:
+        return None
+    scale, zero = static_input(scheme, observed)
+    lo, hi = observed.range.lo, observed.range.hi
+    return Decision(
+        info.name, "output", group=group, lo=lo, hi=hi, input_type=input_type(scheme), input_scale=scale, input_zero=zero
+    )
