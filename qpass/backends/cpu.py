@@ -3,6 +3,7 @@
     what                     AVX-512 VNNI           else
     qpass.linear             qpass.packed_linear    onednn.qlinear_pointwise
       of float and integers  qpass.weight_only_linear   the reference
+    qpass.conv               qpass.packed_conv      onednn.qconv_pointwise
     attention in bfloat16    qpass.attention        two bmm and a generated softmax
     pointwise, reductions    one generated kernel a region
 
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qpass.backends import Backend, attention, native, onednn
+from qpass.backends import Backend, attention, native, onednn, onednn_conv
 from qpass.backends.emit import emit
 from qpass.backends.inductor import compile_region
 from qpass.backends.native import lower as native_lower
@@ -89,6 +90,16 @@ def lower_attention(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     return native_lower.lower_attention(gm, node)
 
 
+def why_not_conv(node: fx.Node) -> str | None:
+    """None where this backend can run a fused convolution, or the sentence that says why not."""
+    return onednn_conv.why_not(node)
+
+
+def lower_conv(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The nodes that compute a fused convolution, in front of `node`; returns the last."""
+    return onednn_conv.lower_conv(gm, node)
+
+
 KERNELS: dict[str, Callable[..., Any]] = {}  # of this process: another capture or model finds them by signature
 
 
@@ -135,6 +146,7 @@ def unavailable() -> str | None:
 
 LOWERINGS = (
     (Q.linear.default, why_not_linear, lower_linear),
+    (Q.conv.default, why_not_conv, lower_conv),
     (aten.scaled_dot_product_attention.default, why_not_attention, lower_attention),
 )
 TARGETS = tuple(target for target, _, _ in LOWERINGS)
@@ -150,4 +162,4 @@ def lower(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     return next(build(gm, node) for target, _, build in LOWERINGS if target is node.target)
 
 
-BACKEND = Backend(NAME, unavailable, why_not, lower, TARGETS, absorb, finish)
+BACKEND = Backend(NAME, unavailable, why_not, lower, TARGETS, absorb, finish, onednn_conv.CALLS)

@@ -7,6 +7,7 @@ from qpass.passes.fold_norm import fold_norm
 from qpass.passes.fuse import fuse
 from qpass.passes.hoist import hoist
 from qpass.passes.insert_qdq import insert_qdq
+from qpass.passes.layout import layout
 from qpass.passes.lower import lower
 from qpass.passes.merge_siblings import merge_siblings
 from qpass.passes.migrate import migrate
@@ -23,4 +24,5 @@ ORDER = (
     Pass("fuse", "qdq", "fused", fuse, tolerance=2e-2),
     Pass("merge-siblings", "fused", "fused", merge_siblings, tolerance=1e-3),
     Pass("lower", "fused", "lowered", lower, tolerance=2e-2),
+    Pass("layout", "lowered", "lowered", layout),
 )

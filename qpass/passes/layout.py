@@ -1,0 +1,98 @@
+"""Lay images out as the backend's kernels read and write them: channels last, from the first layer to the last.
+
+    quantize(x)                       ->   turn back(quantize(turn(x)))          turn: [B, C, H, W] -> [B, H, W, C], a view
+    channel_shuffle(q, g)             ->   turn back(reshape(transpose(view(turn(q), [B, H, W, g, C / g]), 3, 4)))
+    anything else of another layout   ->   a copy in front of the kernel
+
+A quantize writes its codes in the order of its argument's axes, so the turn costs nothing: the first quantize of an image reads it
+once and writes it channels last. Values keep their logical shape [B, C, ...]; their strides are those of the other order.
+Afterwards every value's `meta` tells the strides it really has, which the generated kernels rely on.
+
+1. only where the backend has kernels that want channels last (`Backend.channels_last`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from qpass.graphs import add_call, set_value
+
+aten = torch.ops.aten
+Q = torch.ops.qpass
+
+
+def layout(gm: fx.GraphModule, context) -> int:
+    """Returns the number of values laid out anew."""
+    wanted = context.backend.channels_last
+    if not any(node.target in wanted for node in gm.graph.nodes):
+        return 0
+    edits = 0
+    for node in list(gm.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in wanted:
+            edits += sum(_turn(gm, i, node) for i in list(node.all_input_nodes) if _is_image(i, node))
+        if not is_opaque(node):
+            set_value(gm, node)
+    gm.graph.eliminate_dead_code()
+    return edits
+
+
+def is_opaque(node: fx.Node) -> bool:
+    """Whether a call cannot be run on fake values: an op on opaque packed tensors, whose value its lowering wrote down."""
+    held = (i.meta.get("val") for i in node.all_input_nodes)
+    return any(isinstance(value, Tensor) and value.device.type == "meta" for value in held)
+
+
+def _is_image(value: fx.Node, node: fx.Node) -> bool:
+    """Whether an input is an image or the residual added to one: of as many axes as the result."""
+    held, result = value.meta.get("val"), node.meta["val"]
+    if value.op == "get_attr" or not isinstance(held, Tensor):
+        return False
+    return held.dim() == result.dim() and held.numel() != held.shape[0]
+
+
+def is_channels_last(value: Tensor) -> bool:
+    """Whether [B, C, ...] lies in memory as [B, ..., C]."""
+    return value.movedim(1, -1).is_contiguous()
+
+
+def _turn(gm: fx.GraphModule, value: fx.Node, before: fx.Node) -> int:
+    """Makes what `before` reads of `value` channels last; returns 0 where it is."""
+    if is_channels_last(value.meta["val"]):
+        return 0
+    if value.target is Q.quantize.default:
+        codes = add_call(gm, value.target, (turned(gm, value.args[0], value), *value.args[1:]), value)
+        made = turned_back(gm, codes, value)
+    elif value.target is aten.channel_shuffle.default:
+        made = _shuffled(gm, value)
+    else:
+        copied = add_call(gm, aten.clone.default, (turned(gm, value, before),), before, memory_format=torch.contiguous_format)
+        before.replace_input_with(value, turned_back(gm, copied, before))
+        return 1
+    made.meta |= {key: value.meta[key] for key in ("site", "rule") if key in value.meta}
+    value.replace_all_uses_with(made)
+    return 1
+
+
+def turned(gm: fx.GraphModule, value: fx.Node, before: fx.Node) -> fx.Node:
+    """[B, C, ...] seen as [B, ..., C]."""
+    axes = value.meta["val"].dim()
+    return add_call(gm, aten.permute.default, (value, [0, *range(2, axes), 1]), before)
+
+
+def turned_back(gm: fx.GraphModule, value: fx.Node, before: fx.Node) -> fx.Node:
+    """[B, ..., C] seen as [B, C, ...]."""
+    axes = value.meta["val"].dim()
+    return add_call(gm, aten.permute.default, (value, [0, axes - 1, *range(1, axes - 1)]), before)
+
+
+def _shuffled(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
+    x, groups = node.args
+    flat = turned(gm, x, node)
+    channels = x.meta["val"].shape[1]
+    split = add_call(gm, aten.unflatten.int, (flat, -1, [groups, channels // groups]), node)
+    swapped = add_call(gm, aten.transpose.int, (split, -1, -2), node)
+    joined = add_call(gm, aten.flatten.using_ints, (swapped, -2, -1), node)
+    return turned_back(gm, joined, node)
