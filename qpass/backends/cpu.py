@@ -26,9 +26,11 @@ from torch import fx
 from qpass.backends import Backend, attention, native, onednn, onednn_conv
 from qpass.backends.emit import emit
 from qpass.backends.inductor import compile_region
+from qpass.backends.native import conv_lower
 from qpass.backends.native import lower as native_lower
 from qpass.backends.native.absorb import absorb
 from qpass.backends.native.calls import native_calls
+from qpass.backends.native.conv_calls import CALLS as CONV_CALLS
 from qpass.backends.regions import extract, find_regions, replace_regions, signature
 from qpass.graphs import constant
 
@@ -92,12 +94,15 @@ def lower_attention(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
 
 def why_not_conv(node: fx.Node) -> str | None:
     """None where this backend can run a fused convolution, or the sentence that says why not."""
-    return onednn_conv.why_not(node)
+    native_says = conv_lower.why_not_conv(node)
+    return None if native_says is None else onednn_conv.why_not(node) and native_says
 
 
 def lower_conv(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """The nodes that compute a fused convolution, in front of `node`; returns the last."""
-    return onednn_conv.lower_conv(gm, node)
+    if conv_lower.why_not_conv(node) or (has_amx() and onednn_conv.why_not(node) is None):
+        return onednn_conv.lower_conv(gm, node)
+    return conv_lower.lower_conv(gm, node)
 
 
 KERNELS: dict[str, Callable[..., Any]] = {}  # of this process: another capture or model finds them by signature
@@ -116,7 +121,7 @@ def finish(gm: fx.GraphModule) -> Callable[..., Any]:
     nodes = replace_regions(gm, regions)
     calls = {node: (KERNELS[key], node.args) for node, key in zip(nodes, wanted, strict=True)}
     if native.unavailable() is None:
-        calls |= native_calls(gm)
+        calls |= native_calls(gm, CONV_CALLS)
     return emit(gm, calls)
 
 
@@ -147,6 +152,7 @@ def unavailable() -> str | None:
 LOWERINGS = (
     (Q.linear.default, why_not_linear, lower_linear),
     (Q.conv.default, why_not_conv, lower_conv),
+    (Q.max_pool.default, conv_lower.why_not_max_pool, conv_lower.lower_max_pool),
     (aten.scaled_dot_product_attention.default, why_not_attention, lower_attention),
 )
 TARGETS = tuple(target for target, _, _ in LOWERINGS)
@@ -162,4 +168,5 @@ def lower(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     return next(build(gm, node) for target, _, build in LOWERINGS if target is node.target)
 
 
-BACKEND = Backend(NAME, unavailable, why_not, lower, TARGETS, absorb, finish, onednn_conv.CALLS)
+CHANNELS_LAST = (*onednn_conv.CALLS, *(target for target, _ in CONV_CALLS))
+BACKEND = Backend(NAME, unavailable, why_not, lower, TARGETS, absorb, finish, CHANNELS_LAST)
