@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,14 @@ from torch import Tensor, fx
 
 from qpass.backends.native.arguments import CONV, CONV_ACTIVATIONS, OUT_TYPES, POOL
 from qpass.backends.native.calls import Call, kernel
+from qpass.backends.native.conv_ops import is_channels_last
 from qpass.backends.native.conv_pack import is_folded
 from qpass.conv_ops import conv_shape
 from qpass.convolutions import Geometry
 from qpass.graphs import constant
 
+POINTERS = struct.Struct("10P")  # the head of CONV
+REMEMBERED = 64  # sizes of calls
 CLAMPS = ("", "relu", "relu6")  # activations that only clamp: codes are written directly
 
 
@@ -30,7 +34,7 @@ def conv_call(node: fx.Node) -> Call:
      padding, dilation, transposed, output_padding, groups, x_zero, act, out_scale, out_zero, out_max, dtype) = node.args  # fmt: skip
     g = Geometry(*map(tuple, (kernel_size, stride, padding, dilation)), transposed, tuple(output_padding), groups)
     channels = int(x.meta["val"].shape[1])
-    launch, pack = kernel("qpass_conv"), CONV.pack
+    launch, pointers = kernel("qpass_conv"), POINTERS.pack
     direct = dtype is torch.uint8 and act in CLAMPS
     factors, addends = _constant(alpha), _constant(beta)
     low, high, inverse = 0.0, float(out_max), 1 / out_scale
@@ -47,31 +51,47 @@ def conv_call(node: fx.Node) -> Call:
     fold = int(is_folded(channels, g))
     tail = (other_scale, float(other_zero), low, high, inverse, float(out_zero), float(out_max))
     kind, name = OUT_TYPES[dtype], CONV_ACTIVATIONS.index(act)
-    axes, single = g.axes, (stride, padding, dilation, transposed, output_padding, groups)
+    single = (stride, padding, dilation, transposed, output_padding, groups)
+    laid_out, empty, threads = is_channels_last(x.meta["val"]), empty_image(g.axes), torch.get_num_threads
+    known: dict[Any, tuple[Any, bytes]] = {}  # sizes of a call -> the shape of its result, and its arguments but the pointers
+
+    def describe(key: tuple[Any, ...]) -> tuple[Any, bytes]:
+        (batch, _, *sizes), other_kind, count = key
+        shape = conv_shape((batch, channels, *sizes), weight_shape, *single)[2:]
+        missing = (1,) * (3 - g.axes)
+        numbers = (batch, channels, n, groups, *missing, *sizes, *missing, *shape, *walk)
+        kinds = (int(transposed), x_zero, name, kind, other_kind, int(direct), count, fold)
+        if len(known) > REMEMBERED:
+            known.clear()
+        known[key] = (batch, n, *shape), CONV.pack(*(0,) * 10, *numbers, *kinds, *tail)[POINTERS.size :]
+        return known[key]
 
     def run(x: Tensor, scale: Tensor | None, zero: Tensor | None, other: Tensor | None, *, held=held) -> Tensor:
-        image = x.movedim(1, -1)
-        if not image.is_contiguous():
-            image = image.contiguous()
-        batch, *sizes, _ = image.shape
-        shape = conv_shape((batch, channels, *sizes), weight_shape, *single)[2:]
-        out = torch.empty((batch, *shape, n), dtype=dtype)
+        if not laid_out:
+            x = x.movedim(1, -1).contiguous().movedim(-1, 1)
         rows = row = addend = other_kind = 0
         if scale is not None and zero is not None:
             scale, zero = scale.contiguous(), zero.contiguous()
             row, rows = scale.data_ptr(), zero.data_ptr()
         if other is not None:
-            other = other.movedim(1, -1)
-            if not other.is_contiguous():
-                other = other.contiguous()
+            other = other.movedim(1, -1).contiguous()
             addend, other_kind = other.data_ptr(), OUT_TYPES[other.dtype]
-        missing = (1,) * (3 - axes)
-        pointers = (image.data_ptr(), w, a, b, s, row, o, rows, addend, out.data_ptr())
-        sizes = (batch, channels, n, groups, *missing, *sizes, *missing, *shape, *walk)
-        launch(pack(*pointers, *sizes, int(transposed), x_zero, name, kind, other_kind, int(direct), torch.get_num_threads(), fold, *tail))
-        return out.movedim(-1, 1)
+        key = (x.shape, other_kind, threads())
+        shape, rest = known.get(key) or describe(key)
+        out = empty(shape, dtype)
+        launch(pointers(x.data_ptr(), w, a, b, s, row, o, rows, addend, out.data_ptr()) + rest)
+        return out
 
     return run, (x, sample_scale, sample_zero, other)
+
+
+def empty_image(axes: int) -> Callable[[Any, torch.dtype], Tensor]:
+    """What makes an uninitialised [B, C, *spatial] tensor that lies channels last."""
+    if axes == 2:
+        return lambda shape, dtype: torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+    if axes == 3:
+        return lambda shape, dtype: torch.empty(shape, dtype=dtype, memory_format=torch.channels_last_3d)
+    return lambda shape, dtype: torch.empty((shape[0], shape[2], shape[1]), dtype=dtype).movedim(-1, 1)
 
 
 def max_pool_call(node: fx.Node) -> Call:

@@ -76,6 +76,11 @@ def channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
+def is_channels_last(x: Tensor) -> bool:
+    """Whether [B, C, ...] lies as [B, ..., C]."""
+    return x.movedim(1, -1).is_contiguous()
+
+
 def _image(x: Tensor, batch, channels: int, sizes, dtype: torch.dtype) -> Tensor:
     return x.new_empty((batch, *sizes, channels), dtype=dtype).movedim(-1, 1)
 

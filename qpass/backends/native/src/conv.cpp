@@ -49,7 +49,7 @@ struct Task {
 };
 
 template <int R, int V>
-void conv_tile(const uint8_t* const* rows, int64_t ld, int64_t taps, int64_t channel, int64_t groups, int rest, const int32_t* b, const int32_t* start, int32_t* out) {
+void conv_tile(const uint8_t* const* rows, int64_t ld, int64_t taps, int64_t channel, int64_t groups, int rest, const int32_t* b, const int32_t* start, const char* ahead, int32_t* out) {
   __m512i sum[R][V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++) {
@@ -61,7 +61,8 @@ void conv_tile(const uint8_t* const* rows, int64_t ld, int64_t taps, int64_t cha
     const uint8_t* a[R];
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) a[r] = rows[t * ld + r] + channel;
-    for (int64_t g = 0; g < groups; g++, b += COLUMNS) {
+    for (int64_t g = 0; g < groups; g++, b += COLUMNS, ahead += 64) {
+      _mm_prefetch(ahead, _MM_HINT_T1);
       int32_t four[R];
 #pragma GCC unroll 6
       for (int r = 0; r < R; r++) std::memcpy(&four[r], a[r] + 4 * g, 4);
@@ -81,7 +82,7 @@ void conv_tile(const uint8_t* const* rows, int64_t ld, int64_t taps, int64_t cha
   }
 }
 
-using ConvTile = void (*)(const uint8_t* const*, int64_t, int64_t, int64_t, int64_t, int, const int32_t*, const int32_t*, int32_t*);
+using ConvTile = void (*)(const uint8_t* const*, int64_t, int64_t, int64_t, int64_t, int, const int32_t*, const int32_t*, const char*, int32_t*);
 
 template <int... I>
 inline ConvTile conv_choose(int at, std::integer_sequence<int, I...>) {
@@ -94,24 +95,33 @@ inline Epilogue epilogue(const Conv& p) {
           p.direct, p.other_scale, p.other_zero, p.low,   p.high, p.out_inverse, p.out_zero, p.out_max};
 }
 
-// where the pixel of a tap lies, or nothing
-inline bool locate(const Conv& p, const int64_t* out, const Tap& tap, int64_t* in) {
-  for (int i = 0; i < 3; i++) {
-    if (p.transposed) {
-      const int64_t at = out[i] + p.padding[i] - tap.at[i] * p.dilation[i];
-      in[i] = at / p.stride[i];  // divisible within a phase
-      if (at < 0) return false;
-    } else {
-      in[i] = out[i] * p.stride[i] - p.padding[i] + tap.at[i] * p.dilation[i];
+// where a tap of the output position `out` on one axis lies in the image; an exact division within a phase
+inline int64_t locate(const Conv& p, int axis, int64_t out, const Tap& tap) {
+  if (p.transposed) return (out + p.padding[axis] - tap.at[axis] * p.dilation[axis]) / p.stride[axis];
+  return out * p.stride[axis] - p.padding[axis] + tap.at[axis] * p.dilation[axis];
+}
+
+// a run of pixels i .. i + run - 1 of one output line: their rows for each tap
+inline void write_run(const Conv& p, const Phase& phase, const uint8_t* image, const uint8_t* zero, const int64_t* out, int64_t i, int64_t run, int64_t count, Task& task) {
+  const int64_t move = p.transposed ? 1 : p.stride[2], width = p.in[2], channels = p.channels;
+  for (size_t t = 0; t < phase.taps.size(); t++) {
+    const Tap& tap = phase.taps[t];
+    const uint8_t** rows = task.rows.data() + t * count + i;
+    const int64_t z = locate(p, 0, out[0], tap), y = locate(p, 1, out[1], tap), x = locate(p, 2, out[2], tap);
+    if (z < 0 || z >= p.in[0] || y < 0 || y >= p.in[1]) {
+      std::fill(rows, rows + run, zero);
+      continue;
     }
-    if (in[i] < 0 || in[i] >= p.in[i]) return false;
+    const uint8_t* line = image + (z * p.in[1] + y) * width * channels;
+    for (int64_t k = 0; k < run; k++) {
+      const int64_t at = x + k * move;
+      rows[k] = static_cast<uint64_t>(at) < static_cast<uint64_t>(width) ? line + at * channels : zero;
+    }
   }
-  return true;
 }
 
 void write_rows(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t first, int64_t count, Task& task) {
-  const int64_t taps = phase.taps.size();
-  task.rows.resize(taps * count);
+  task.rows.resize(phase.taps.size() * count);
   task.out.resize(count);
   task.image.resize(count);
   const int64_t plane = p.in[0] * p.in[1] * p.in[2] * p.channels;
@@ -120,26 +130,41 @@ void write_rows(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t
   at[1] = flat % phase.count[1], flat /= phase.count[1];
   at[0] = flat % phase.count[0];
   int64_t image = flat / phase.count[0];
-  for (int64_t i = 0; i < count; i++) {
-    int64_t out[3], in[3];
+  for (int64_t i = 0; i < count;) {
+    const int64_t run = std::min(count - i, phase.count[2] - at[2]);
+    int64_t out[3];
     for (int a = 0; a < 3; a++) out[a] = phase.first[a] + phase.step[a] * at[a];
-    task.out[i] = ((image * p.size[0] + out[0]) * p.size[1] + out[1]) * p.size[2] + out[2];
-    task.image[i] = image;
+    const int64_t row = ((image * p.size[0] + out[0]) * p.size[1] + out[1]) * p.size[2] + out[2];
+    for (int64_t k = 0; k < run; k++) {
+      task.out[i + k] = row + k * phase.step[2];
+      task.image[i + k] = image;
+    }
     const uint8_t* zero = zeros + (p.sample_zero ? image * (p.channels + SLACK) : 0);
-    const uint8_t* base = p.x + image * plane;
-    for (int64_t t = 0; t < taps; t++)
-      task.rows[t * count + i] = locate(p, out, phase.taps[t], in) ? base + ((in[0] * p.in[1] + in[1]) * p.in[2] + in[2]) * p.channels : zero;
-    if (++at[2] == phase.count[2]) {
-      at[2] = 0;
-      if (++at[1] == phase.count[1]) {
-        at[1] = 0;
-        if (++at[0] == phase.count[0]) at[0] = 0, image++;
-      }
+    write_run(p, phase, p.x + image * plane, zero, out, i, run, count, task);
+    i += run;
+    at[2] = 0;
+    if (++at[1] == phase.count[1]) {
+      at[1] = 0;
+      if (++at[0] == phase.count[0]) at[0] = 0, image++;
     }
   }
 }
 
+template <int OTHER>
+inline void finish_wide(const Epilogue& e, const Task& task, const int32_t* sums, int64_t pixel, int rows, int64_t column) {
+  const __m512i order = packed_order();
+  __m512 alpha[4], beta[4];
+  const __m512 shift = _mm512_set1_ps(OTHER ? e.other_zero * e.other_scale : 0.0f);
+  for (int v = 0; v < 4; v++) {
+    alpha[v] = _mm512_loadu_ps(e.alpha + column + 16 * v);
+    beta[v] = _mm512_sub_ps(_mm512_loadu_ps(e.beta + column + 16 * v), shift);
+  }
+  for (int r = 0; r < rows; r++) finish_codes<OTHER>(e, sums + r * COLUMNS, task.out[pixel + r], column, alpha, beta, order);
+}
+
 void finish_tile(const Conv& p, const Epilogue& e, const Phase& phase, const Task& task, int32_t* sums, int64_t pixel, int rows, int64_t column, int64_t end) {
+  if (p.direct && !p.sample_scale && end - column >= COLUMNS && (!p.other || p.other_type == U8))
+    return p.other ? finish_wide<1>(e, task, sums, pixel, rows, column) : finish_wide<0>(e, task, sums, pixel, rows, column);
   for (int64_t v = 0; v < COLUMNS && column + v < end; v += 16) {
     const int64_t n = column + v;
     const __mmask16 mask = lanes(end - n);
@@ -185,7 +210,10 @@ void run_task(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t f
       const int64_t pixel = i * count / tiles;
       const int rows = static_cast<int>((i + 1) * count / tiles - pixel);
       const ConvTile tile = conv_choose((rows - 1) * WIDE + vectors - 1, std::make_integer_sequence<int, ROWS * WIDE>());
-      tile(task.rows.data() + pixel, count, taps, p.fold ? 0 : group * per_group, groups4, rest, w, start, sums);
+      // each of the first four tiles asks for a quarter of the next panel
+      const int64_t quarter = all_taps * tap_lanes, here = i < 4 && j + 1 < panel_end ? quarter * (i + 4) : 0;
+      const char* ahead = reinterpret_cast<const char*>(w) + here;
+      tile(task.rows.data() + pixel, count, taps, p.fold ? 0 : group * per_group, groups4, rest, w, start, ahead, sums);
       finish_tile(p, e, phase, task, sums, pixel, rows, column, end);
     }
   }
