@@ -73,7 +73,14 @@ def to_convolution(gm: fx.GraphModule, node: fx.Node) -> None:
     zeros = [0] * axes
     if node.target in TRANSPOSED:
         stride, padding, output_padding, groups, dilation = args[3:8]
-        rest = (_each(stride, axes), _each(padding, axes), _each(dilation, axes), True, _each(output_padding, axes), groups)
+        rest = (
+            _each(stride, axes),
+            _each(padding, axes),
+            _each(dilation, axes),
+            True,
+            _each(output_padding, axes),
+            groups,
+        )
     elif node.target is CONVOLUTION:
         stride, padding, dilation, transposed, output_padding, groups = args[3:9]
         lists = (_each(values, axes) for values in (stride, padding, dilation))

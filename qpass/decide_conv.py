@@ -1,8 +1,8 @@
 """Decide on convolutions: sites and outputs that share a value share its scale; each weight is rounded once.
 
-    static        input u8/t, scale and zero point from the range of the group     weight i8/c0 (c1 where transposed)
-    dynamic       input u8/sample, at run time                                     the same
-    weight-only   float                                                            the same
+static        input u8/t, scale and zero point from the range of the group     weight i8/c0 (c1 where transposed)
+dynamic       input u8/sample, at run time                                     the same
+weight-only   float                                                            the same
 """
 
 from __future__ import annotations
@@ -119,5 +119,12 @@ def output_decision(info: SiteInfo, scheme: Scheme | None, observed: Observed | 
     scale, zero = static_input(scheme, observed)
     lo, hi = observed.range.lo, observed.range.hi
     return Decision(
-        info.name, "output", group=group, lo=lo, hi=hi, input_type=input_type(scheme), input_scale=scale, input_zero=zero
+        info.name,
+        "output",
+        group=group,
+        lo=lo,
+        hi=hi,
+        input_type=input_type(scheme),
+        input_scale=scale,
+        input_zero=zero,
     )

@@ -48,7 +48,9 @@ def why_not(node: fx.Node) -> str | None:
         return "oneDNN has no transposed convolution of integers"
     if not weight_type.startswith("i8"):
         return f"oneDNN multiplies weights of i8, not {weight_type}"
-    if any(constant(node.args[i]) is None for i in (4, 5)) or (node.args[7] is not None and constant(node.args[7]) is None):
+    if any(constant(node.args[i]) is None for i in (4, 5)) or (
+        node.args[7] is not None and constant(node.args[7]) is None
+    ):
         return "its weight or bias is not a constant of the graph"
     if node.args[16] not in ("", "u8/t"):
         return f"oneDNN writes u8/t, not {node.args[16]}"
@@ -83,7 +85,9 @@ def _summable(node: fx.Node) -> bool:
     """The sum is made in place: the addend is an image of the result's own type."""
     other, other_type, out_type, dtype = node.args[8], node.args[11], node.args[16], node.args[17]
     two_axes = other.meta["val"].dim() == 4
-    return two_axes and ((other_type == "u8/t" and out_type == "u8/t") or (not other_type and not out_type and dtype is torch.float32))
+    return two_axes and (
+        (other_type == "u8/t" and out_type == "u8/t") or (not other_type and not out_type and dtype is torch.float32)
+    )
 
 
 def _call(gm: fx.GraphModule, node: fx.Node, scale: float, zero: int, dtype: torch.dtype, act: str, other) -> fx.Node:
@@ -109,7 +113,24 @@ def _call(gm: fx.GraphModule, node: fx.Node, scale: float, zero: int, dtype: tor
         at = (float(_held(node.args[9])), int(_held(node.args[10]))) if quantized else (1.0, 0)
         if len(other.users) > 1 or other.op != "call_function":
             other = add_call(gm, aten.clone.default, (other,), node)
-        args = (x, x_scale, x_zero, *constants, other, bias, *walk, scale, zero, dtype, *at, "sum", 1.0, post, scalars, "")
+        args = (
+            x,
+            x_scale,
+            x_zero,
+            *constants,
+            other,
+            bias,
+            *walk,
+            scale,
+            zero,
+            dtype,
+            *at,
+            "sum",
+            1.0,
+            post,
+            scalars,
+            "",
+        )
         target = SUM
     with gm.graph.inserting_before(node):
         call = gm.graph.call_function(target, args)
@@ -130,7 +151,9 @@ def _epilogue(gm: fx.GraphModule, node: fx.Node, y: fx.Node) -> fx.Node:
     other, other_scale, other_zero, other_type, act, slope, out_scale, out_zero, out_type, dtype = node.args[8:18]
     if other is not None:
         if other_type:
-            other = add_call(gm, Q.dequantize.default, (other, other_scale, other_zero, other_type, torch.float32), node)
+            other = add_call(
+                gm, Q.dequantize.default, (other, other_scale, other_zero, other_type, torch.float32), node
+            )
         y = add_call(gm, aten.add.Tensor, (y, other), node)
     if slope is not None:
         y = add_call(gm, aten.prelu.default, (y, slope), node)

@@ -79,7 +79,9 @@ def _is_product(node: fx.Node) -> bool:
     """A convolution, or its batch norm, with one reader."""
     if single_user(node) is None:
         return False
-    return is_convolution(node) or (node.target is BATCH_NORM and is_convolution(node.args[0]) and single_user(node.args[0]) is node)
+    return is_convolution(node) or (
+        node.target is BATCH_NORM and is_convolution(node.args[0]) and single_user(node.args[0]) is node
+    )
 
 
 def _same_shape(a: fx.Node, b: fx.Node) -> bool:

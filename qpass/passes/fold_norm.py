@@ -41,7 +41,12 @@ def norm_affine(node: fx.Node) -> tuple[Tensor, Tensor] | None:
     """(m, a), float64 [C], of a batch norm at inference; None where its statistics are those of the batch."""
     _, weight, bias, mean, var, training, _, eps, _ = node.args
     held = [None if n is None else constant(n) for n in (weight, bias, mean, var)]
-    if training or held[2] is None or held[3] is None or any(n is not None and h is None for n, h in zip((weight, bias), held, strict=False)):
+    if (
+        training
+        or held[2] is None
+        or held[3] is None
+        or any(n is not None and h is None for n, h in zip((weight, bias), held, strict=False))
+    ):
         return None
     gamma, beta, centre, variance = (None if h is None else h.detach().double() for h in held)
     assert centre is not None and variance is not None
@@ -87,7 +92,9 @@ def _scaled(gm: fx.GraphModule, maker: fx.Node, mul: Tensor, axis: int) -> fx.No
     signs = torch.where(mul < 0, -1, 1).to(torch.int8)
     held = weight.args[0]
     if bool((mul < 0).any()):
-        held = add_constant(gm, f"{name}_signed", data * signs.reshape([-1 if i == axis else 1 for i in range(data.dim())]), maker)
+        held = add_constant(
+            gm, f"{name}_signed", data * signs.reshape([-1 if i == axis else 1 for i in range(data.dim())]), maker
+        )
     folded = add_constant(gm, f"{name}_scale", (scale.double() * mul.abs()).float(), maker)
     return add_call(gm, Q.dequantize.default, (held, folded, *weight.args[2:]), maker)
 
@@ -97,7 +104,10 @@ def _as_affine(gm: fx.GraphModule, node: fx.Node, mul: Tensor, add: Tensor) -> i
     if value.dtype not in (torch.float32, torch.float64):
         return 0
     shape = [-1, *[1] * (value.dim() - 2)]
-    held = [add_constant(gm, f"norm_{key}", t.to(value.dtype).reshape(shape), node) for key, t in (("mul", mul), ("add", add))]
+    held = [
+        add_constant(gm, f"norm_{key}", t.to(value.dtype).reshape(shape), node)
+        for key, t in (("mul", mul), ("add", add))
+    ]
     y = add_call(gm, aten.add.Tensor, (add_call(gm, aten.mul.Tensor, (x, held[0]), node), held[1]), node)
     node.replace_all_uses_with(y)
     gm.graph.erase_node(node)

@@ -1,9 +1,9 @@
 """Fuse integer convolutions with what stands around them, as fuse.py does for linears.
 
-    convolution(dequantize(x), dequantize(w), b)   ->  qpass.conv(x, w, b)
-    qpass.conv(...) + dequantize(other)            ->  qpass.conv(..., other)      also a float other
-    act(qpass.conv(...))                           ->  qpass.conv(..., act)
-    quantize(qpass.conv(...))                      ->  qpass.conv(..., u8)
+convolution(dequantize(x), dequantize(w), b)   ->  qpass.conv(x, w, b)
+qpass.conv(...) + dequantize(other)            ->  qpass.conv(..., other)      also a float other
+act(qpass.conv(...))                           ->  qpass.conv(..., act)
+quantize(qpass.conv(...))                      ->  qpass.conv(..., u8)
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def activation_rule(name: str, act: str, function) -> Rule:
 
     def pattern(x, xs, xz, xt, w, ws, wt, b, other, ots, otz, ott, dtype, s, p, d, t, o, g):
         added = (other, ots, otz, ott)
-        return function(_conv(x, xs, xz, xt, w, ws, wt, b, added, "", None, (None, None, ""), dtype, (s, p, d, t, o, g)))
+        return function(
+            _conv(x, xs, xz, xt, w, ws, wt, b, added, "", None, (None, None, ""), dtype, (s, p, d, t, o, g))
+        )
 
     def replacement(x, xs, xz, xt, w, ws, wt, b, other, ots, otz, ott, dtype, s, p, d, t, o, g):
         added = (other, ots, otz, ott)

@@ -68,7 +68,9 @@ def _turn(gm: fx.GraphModule, value: fx.Node, before: fx.Node) -> int:
     elif value.target is aten.channel_shuffle.default:
         made = _shuffled(gm, value)
     else:
-        copied = add_call(gm, aten.clone.default, (turned(gm, value, before),), before, memory_format=torch.contiguous_format)
+        copied = add_call(
+            gm, aten.clone.default, (turned(gm, value, before),), before, memory_format=torch.contiguous_format
+        )
         before.replace_input_with(value, turned_back(gm, copied, before))
         return 1
     made.meta |= {key: value.meta[key] for key in ("site", "rule") if key in value.meta}

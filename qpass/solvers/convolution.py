@@ -57,7 +57,9 @@ def solve_convolution(
     return packed, _bias(weight.detach(), packed, g, observed.mean)
 
 
-def _with_moments(matrix, g: Geometry, scheme: Scheme, observed: Observed, noise: float, factor, scale: Tensor) -> Tensor:
+def _with_moments(
+    matrix, g: Geometry, scheme: Scheme, observed: Observed, noise: float, factor, scale: Tensor
+) -> Tensor:
     taps = math.prod(g.kernel)
     v = torch.ones(matrix.shape[1]) if factor is None else factor.repeat_interleave(taps)
     covariance = observed.covariance * torch.outer(v, v).double()

@@ -53,7 +53,9 @@ def conv_call(node: fx.Node) -> Call:
     kind, name = OUT_TYPES[dtype], CONV_ACTIVATIONS.index(act)
     single = (stride, padding, dilation, transposed, output_padding, groups)
     laid_out, empty, threads = is_channels_last(x.meta["val"]), empty_image(g.axes), torch.get_num_threads
-    known: dict[Any, tuple[Any, bytes]] = {}  # sizes of a call -> the shape of its result, and its arguments but the pointers
+    known: dict[
+        Any, tuple[Any, bytes]
+    ] = {}  # sizes of a call -> the shape of its result, and its arguments but the pointers
 
     def describe(key: tuple[Any, ...]) -> tuple[Any, bytes]:
         (batch, _, *sizes), other_kind, count = key

@@ -26,7 +26,9 @@ def walk_of(node: fx.Node) -> Geometry:
     """The geometry of a qpass.conv."""
     stride, padding, dilation, transposed, output_padding, groups = node.args[18:]
     kernel = node.args[4].meta["val"].shape[2:]
-    return Geometry(*map(tuple, (kernel, stride, padding, dilation)), bool(transposed), tuple(output_padding), int(groups))
+    return Geometry(
+        *map(tuple, (kernel, stride, padding, dilation)), bool(transposed), tuple(output_padding), int(groups)
+    )
 
 
 def why_not_conv(node: fx.Node) -> str | None:

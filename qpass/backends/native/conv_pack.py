@@ -1,8 +1,8 @@
 """How the convolution kernel holds a weight, and what it subtracts for the zero point (src/conv.cpp).
 
-    usual       [group, N / 64, tap, C / 4, 64, 4]
-    folded      the same with the kernel's width and the channels as one axis: few channels fill groups of four so
-    depthwise   [C / 64, tap / 4, 4, 4, 4, 4 taps]: channel 16 a + 4 b + c lies at [.., b, a, c]
+usual       [group, N / 64, tap, C / 4, 64, 4]
+folded      the same with the kernel's width and the channels as one axis: few channels fill groups of four so
+depthwise   [C / 64, tap / 4, 4, 4, 4, 4 taps]: channel 16 a + 4 b + c lies at [.., b, a, c]
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def pack_conv(weight: Tensor, g: Geometry) -> Tensor:
     if is_folded(channels, g):
         rows = rows.reshape(n, -1, g.kernel[-1] * per_group)
     taps, width = rows.shape[1:]
-    padded = functional.pad(rows.reshape(g.groups, n // g.groups, taps, width), (0, -width % 4, 0, 0, 0, -(n // g.groups) % 64))
+    padded = functional.pad(
+        rows.reshape(g.groups, n // g.groups, taps, width), (0, -width % 4, 0, 0, 0, -(n // g.groups) % 64)
+    )
     split = padded.reshape(g.groups, -1, 64, taps, padded.shape[3] // 4, 4)
     return split.permute(0, 1, 3, 4, 2, 5).contiguous()
 

@@ -150,7 +150,7 @@ void write_rows(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t
   }
 }
 
-template <int OTHER>
+template <bool OTHER, bool LOW>
 inline void finish_wide(const Epilogue& e, const Task& task, const int32_t* sums, int64_t pixel, int rows, int64_t column) {
   const __m512i order = packed_order();
   __m512 alpha[4], beta[4];
@@ -159,12 +159,15 @@ inline void finish_wide(const Epilogue& e, const Task& task, const int32_t* sums
     alpha[v] = _mm512_loadu_ps(e.alpha + column + 16 * v);
     beta[v] = _mm512_sub_ps(_mm512_loadu_ps(e.beta + column + 16 * v), shift);
   }
-  for (int r = 0; r < rows; r++) finish_codes<OTHER>(e, sums + r * COLUMNS, task.out[pixel + r], column, alpha, beta, order);
+  for (int r = 0; r < rows; r++) finish_codes<OTHER, LOW>(e, sums + r * COLUMNS, task.out[pixel + r], column, alpha, beta, order);
 }
+
+using WideFinish = void (*)(const Epilogue&, const Task&, const int32_t*, int64_t, int, int64_t);
+constexpr WideFinish WIDE_FINISH[] = {finish_wide<false, false>, finish_wide<false, true>, finish_wide<true, false>, finish_wide<true, true>};
 
 void finish_tile(const Conv& p, const Epilogue& e, const Phase& phase, const Task& task, int32_t* sums, int64_t pixel, int rows, int64_t column, int64_t end) {
   if (p.direct && !p.sample_scale && end - column >= COLUMNS && (!p.other || p.other_type == U8))
-    return p.other ? finish_wide<1>(e, task, sums, pixel, rows, column) : finish_wide<0>(e, task, sums, pixel, rows, column);
+    return WIDE_FINISH[(p.other ? 2 : 0) + (p.low > 0)](e, task, sums, pixel, rows, column);
   for (int64_t v = 0; v < COLUMNS && column + v < end; v += 16) {
     const int64_t n = column + v;
     const __mmask16 mask = lanes(end - n);

@@ -77,7 +77,7 @@ inline void finish_lanes(const Epilogue& p, __m512i sum, int64_t row, int64_t n,
 }
 
 // 64 codes of four vectors of sums, written at once; where direct, without sample scales, and all 64 channels are there
-template <int OTHER>  // 0: nothing is added, 1: codes are
+template <bool OTHER, bool LOW>  // codes are added; the smallest code is not 0, which packing clamps to
 inline void finish_codes(const Epilogue& p, const int32_t* sums, int64_t row, int64_t n, const __m512 (&alpha)[4], const __m512 (&beta)[4], __m512i order) {
   const int64_t at = row * p.ld + n;
   const __m512 low = _mm512_set1_ps(p.low), high = _mm512_set1_ps(p.high);
@@ -89,7 +89,7 @@ inline void finish_codes(const Epilogue& p, const int32_t* sums, int64_t row, in
       const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(p.other) + at + 16 * v));
       y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), _mm512_set1_ps(p.other_scale), y);
     }
-    code[v] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, low), high));
+    code[v] = _mm512_cvtps_epi32(_mm512_min_ps(LOW ? _mm512_max_ps(y, low) : y, high));
   }
   const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(code[0], code[1]), _mm512_packs_epi32(code[2], code[3]));
   _mm512_storeu_si512(static_cast<uint8_t*>(p.out) + at, _mm512_permutexvar_epi32(order, packed));
