@@ -169,4 +169,4 @@ def lower(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
 
 
 CHANNELS_LAST = (*onednn_conv.CALLS, *(target for target, _ in CONV_CALLS))
-BACKEND = Backend(NAME, unavailable, why_not, lower, TARGETS, absorb, finish, CHANNELS_LAST)
+BACKEND = Backend(NAME, unavailable, why_not, lower, TARGETS, absorb, finish, CHANNELS_LAST, (Q.packed_conv.default,))

@@ -6,7 +6,8 @@
     quantize(pad(x, 0), s, z)             ->   pad(quantize(x, s, z), z)
     quantize(dequantize(q, s, z), s, z)   ->   q
 
-Rounding is monotonic and the same for each value, so all of this is exact. Quantizes of one value with one scale are one.
+Rounding is monotonic and the same for each value, so all of this is exact. Quantizes of one value with one scale are one, and
+so are equal moves of it.
 
 1. scale and zero point are constants, the type is per tensor;
 2. every value that would be quantized is made by a convolution or is quantized with this scale already, so that nothing is
@@ -73,18 +74,28 @@ def key_of(node: fx.Node) -> Key | None:
 
 
 def _merge(gm: fx.GraphModule) -> int:
-    """Equal quantizes of one value become one."""
-    known: dict[tuple[fx.Node, Key], fx.Node] = {}
+    """Equal quantizes of one value become one, and equal moves of it."""
+    known: dict[Any, fx.Node] = {}
     edits = 0
     for node in list(gm.graph.nodes):
-        if node.target is not Q.quantize.default or (key := key_of(node)) is None:
+        if (same := _identity(node)) is None:
             continue
-        first = known.setdefault((node.args[0], key), node)
+        first = known.setdefault(same, node)
         if first is not node:
             node.replace_all_uses_with(first)
             gm.graph.erase_node(node)
             edits += 1
     return edits
+
+
+def _identity(node: fx.Node) -> Any:
+    """Equal for nodes that compute the same; None where nothing of the kind is moved."""
+    if node.target is Q.quantize.default:
+        key = key_of(node)
+        return None if key is None else (node.args[0], key)
+    if node.op != "call_function" or node.target not in (*MOVES, *PARTS, aten.cat.default, Q.max_pool.default, operator.getitem):
+        return None
+    return str(node.target), str(node.args), str(node.kwargs)
 
 
 def _cancel(gm: fx.GraphModule, node: fx.Node, key: Key) -> int:

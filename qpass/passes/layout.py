@@ -1,7 +1,7 @@
 """Lay images out as the backend's kernels read and write them: channels last, from the first layer to the last.
 
     quantize(x)                       ->   turn back(quantize(turn(x)))          turn: [B, C, H, W] -> [B, H, W, C], a view
-    channel_shuffle(q, g)             ->   turn back(reshape(transpose(view(turn(q), [B, H, W, g, C / g]), 3, 4)))
+    channel_shuffle(x, g)             ->   turn back(reshape(transpose(view(turn(x), [B, H, W, g, C / g]), 3, 4)))
     anything else of another layout   ->   a copy in front of the kernel
 
 A quantize writes its codes in the order of its argument's axes, so the turn costs nothing: the first quantize of an image reads it
@@ -31,8 +31,13 @@ def layout(gm: fx.GraphModule, context) -> int:
     for node in list(gm.graph.nodes):
         if node.op != "call_function":
             continue
+        if node.target is aten.channel_shuffle.default:
+            node.replace_all_uses_with(_shuffled(gm, node))
+            edits += 1
+            continue
         if node.target in wanted:
-            edits += sum(_turn(gm, i, node) for i in list(node.all_input_nodes) if _is_image(i, node))
+            parts = node.target in context.backend.reads_parts
+            edits += sum(_turn(gm, i, node, parts) for i in list(node.all_input_nodes) if _is_image(i, node))
         if not is_opaque(node):
             set_value(gm, node)
     gm.graph.eliminate_dead_code()
@@ -58,15 +63,28 @@ def is_channels_last(value: Tensor) -> bool:
     return value.movedim(1, -1).is_contiguous()
 
 
-def _turn(gm: fx.GraphModule, value: fx.Node, before: fx.Node) -> int:
-    """Makes what `before` reads of `value` channels last; returns 0 where it is."""
-    if is_channels_last(value.meta["val"]):
+def is_part(value: Tensor) -> bool:
+    """Whether [B, C, ...] is some channels of a wider image that lies channels last."""
+    strides, sizes = value.stride(), value.shape
+    inner = value.dim() - 1
+    if strides[1] != 1 or not isinstance(strides[inner], int) or strides[inner] < sizes[1]:
+        return False
+    expected = strides[inner]
+    for axis in (*range(inner, 1, -1), 0):
+        if str(strides[axis]) != str(expected):
+            return False
+        expected = expected * sizes[axis]
+    return True
+
+
+def _turn(gm: fx.GraphModule, value: fx.Node, before: fx.Node, parts: bool) -> int:
+    """Makes what `before` reads of `value` channels last; returns 0 where it is, or can be read where it lies."""
+    held = value.meta["val"]
+    if is_channels_last(held) or (parts and value is before.args[0] and is_part(held)):
         return 0
     if value.target is Q.quantize.default:
         codes = add_call(gm, value.target, (turned(gm, value.args[0], value), *value.args[1:]), value)
         made = turned_back(gm, codes, value)
-    elif value.target is aten.channel_shuffle.default:
-        made = _shuffled(gm, value)
     else:
         copied = add_call(
             gm, aten.clone.default, (turned(gm, value, before),), before, memory_format=torch.contiguous_format

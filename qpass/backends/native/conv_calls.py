@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from qpass.backends.native.arguments import CONV, CONV_ACTIVATIONS, OUT_TYPES, POOL
 from qpass.backends.native.calls import Call, kernel
-from qpass.backends.native.conv_ops import is_channels_last
+from qpass.backends.native.conv_ops import pixel_stride
 from qpass.backends.native.conv_pack import is_folded
 from qpass.conv_ops import conv_shape
 from qpass.convolutions import Geometry
@@ -19,6 +19,7 @@ from qpass.graphs import constant
 
 POINTERS = struct.Struct("10P")  # the head of CONV
 REMEMBERED = 64  # sizes of calls
+OURS = (torch.ops.qpass.packed_conv.default, torch.ops.qpass.packed_max_pool.default)  # their results are channels last
 CLAMPS = ("", "relu", "relu6")  # activations that only clamp: codes are written directly
 
 
@@ -52,16 +53,16 @@ def conv_call(node: fx.Node) -> Call:
     tail = (other_scale, float(other_zero), low, high, inverse, float(out_zero), float(out_max))
     kind, name = OUT_TYPES[dtype], CONV_ACTIVATIONS.index(act)
     single = (stride, padding, dilation, transposed, output_padding, groups)
-    laid_out, empty, threads = is_channels_last(x.meta["val"]), empty_image(g.axes), torch.get_num_threads
+    sure, empty, threads = x.target in OURS, empty_image(g.axes), torch.get_num_threads
     known: dict[
         Any, tuple[Any, bytes]
     ] = {}  # sizes of a call -> the shape of its result, and its arguments but the pointers
 
     def describe(key: tuple[Any, ...]) -> tuple[Any, bytes]:
-        (batch, _, *sizes), other_kind, count = key
+        (batch, _, *sizes), ld, other_kind, count = key
         shape = conv_shape((batch, channels, *sizes), weight_shape, *single)[2:]
         missing = (1,) * (3 - g.axes)
-        numbers = (batch, channels, n, groups, *missing, *sizes, *missing, *shape, *walk)
+        numbers = (batch, channels, n, groups, ld, *missing, *sizes, *missing, *shape, *walk)
         kinds = (int(transposed), x_zero, name, kind, other_kind, int(direct), count, fold)
         if len(known) > REMEMBERED:
             known.clear()
@@ -69,8 +70,9 @@ def conv_call(node: fx.Node) -> Call:
         return known[key]
 
     def run(x: Tensor, scale: Tensor | None, zero: Tensor | None, other: Tensor | None, *, held=held) -> Tensor:
-        if not laid_out:
-            x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+        ld = channels if sure else pixel_stride(x)
+        if ld is None or (fold and ld != channels):
+            x, ld = x.movedim(1, -1).contiguous().movedim(-1, 1), channels
         rows = row = addend = other_kind = 0
         if scale is not None and zero is not None:
             scale, zero = scale.contiguous(), zero.contiguous()
@@ -78,7 +80,7 @@ def conv_call(node: fx.Node) -> Call:
         if other is not None:
             other = other.movedim(1, -1).contiguous()
             addend, other_kind = other.data_ptr(), OUT_TYPES[other.dtype]
-        key = (x.shape, other_kind, threads())
+        key = (x.shape, ld, other_kind, threads())
         shape, rest = known.get(key) or describe(key)
         out = empty(shape, dtype)
         launch(pointers(x.data_ptr(), w, a, b, s, row, o, rows, addend, out.data_ptr()) + rest)

@@ -76,9 +76,20 @@ def channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Whether [B, C, ...] lies as [B, ..., C]."""
-    return x.movedim(1, -1).is_contiguous()
+def pixel_stride(x: Tensor) -> int | None:
+    """Elements from a pixel to the next of an image that lies channels last, alone or as some channels of a wider one; else None."""
+    if x.stride(1) != 1 and x.shape[1] != 1:
+        return None
+    found, expected = None, None
+    for axis in (*range(x.dim() - 1, 1, -1), 0):
+        if x.shape[axis] == 1:
+            continue
+        if expected is None:
+            found = expected = x.stride(axis)
+        elif x.stride(axis) != expected:
+            return None
+        expected = expected * x.shape[axis]
+    return x.shape[1] if found is None else found if found >= x.shape[1] else None
 
 
 def _image(x: Tensor, batch, channels: int, sizes, dtype: torch.dtype) -> Tensor:

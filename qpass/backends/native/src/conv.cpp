@@ -26,7 +26,7 @@ struct Conv {
   const int32_t *offset, *sample_zero;
   const void* other;
   void* out;
-  int64_t batch, channels, n, groups;
+  int64_t batch, channels, n, groups, ld;  // ld: bytes from a pixel to the next, where the image is some channels of a wider one
   int64_t in[3], size[3], kernel[3], stride[3], padding[3], dilation[3];
   int32_t transposed, x_zero, act, out_type, other_type, direct, threads, fold;
   float other_scale, other_zero, low, high, out_inverse, out_zero, out_max;
@@ -103,7 +103,7 @@ inline int64_t locate(const Conv& p, int axis, int64_t out, const Tap& tap) {
 
 // a run of pixels i .. i + run - 1 of one output line: their rows for each tap
 inline void write_run(const Conv& p, const Phase& phase, const uint8_t* image, const uint8_t* zero, const int64_t* out, int64_t i, int64_t run, int64_t count, Task& task) {
-  const int64_t move = p.transposed ? 1 : p.stride[2], width = p.in[2], channels = p.channels;
+  const int64_t move = p.transposed ? 1 : p.stride[2], width = p.in[2], ld = p.ld;
   for (size_t t = 0; t < phase.taps.size(); t++) {
     const Tap& tap = phase.taps[t];
     const uint8_t** rows = task.rows.data() + t * count + i;
@@ -112,10 +112,10 @@ inline void write_run(const Conv& p, const Phase& phase, const uint8_t* image, c
       std::fill(rows, rows + run, zero);
       continue;
     }
-    const uint8_t* line = image + (z * p.in[1] + y) * width * channels;
+    const uint8_t* line = image + (z * p.in[1] + y) * width * ld;
     for (int64_t k = 0; k < run; k++) {
       const int64_t at = x + k * move;
-      rows[k] = static_cast<uint64_t>(at) < static_cast<uint64_t>(width) ? line + at * channels : zero;
+      rows[k] = static_cast<uint64_t>(at) < static_cast<uint64_t>(width) ? line + at * ld : zero;
     }
   }
 }
@@ -124,7 +124,7 @@ void write_rows(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t
   task.rows.resize(phase.taps.size() * count);
   task.out.resize(count);
   task.image.resize(count);
-  const int64_t plane = p.in[0] * p.in[1] * p.in[2] * p.channels;
+  const int64_t plane = p.in[0] * p.in[1] * p.in[2] * p.ld;
   int64_t at[3], flat = first;
   at[2] = flat % phase.count[2], flat /= phase.count[2];
   at[1] = flat % phase.count[1], flat /= phase.count[1];
