@@ -111,6 +111,18 @@ def _max_pool_fake(q, kernel, stride, padding, dilation, ceil_mode):
     return q.new_empty(pool(q.float(), kernel, stride or kernel, padding, dilation, ceil_mode).shape)
 
 
+def pad(q: Tensor, amounts: list[int], value: int) -> Tensor:
+    """Codes with `value` around them, contiguous. amounts: before and after of each axis, from the last on, as torch's pad."""
+    return functional.pad(q, amounts, value=value).contiguous()
+
+
+def _pad_fake(q, amounts, value):
+    shape = list(q.shape)
+    for i in range(len(amounts) // 2):
+        shape[-1 - i] = shape[-1 - i] + amounts[2 * i] + amounts[2 * i + 1]
+    return q.new_empty(shape)
+
+
 OPS = (
     (
         "conv(Tensor x, Tensor? x_scale, Tensor? x_zero, str x_type, Tensor weight, Tensor weight_scale, str weight_type, "
@@ -125,6 +137,7 @@ OPS = (
         max_pool,
         _max_pool_fake,
     ),
+    ("pad(Tensor q, int[] amounts, int value) -> Tensor", pad, _pad_fake),
 )
 
 for _schema, _reference, _fake in OPS:

@@ -38,7 +38,7 @@ MODELS = {
     "mobilenet-v2": (classifier("MobileNetV2", depth_multiplier=0.25, image_size=32), 32),
     "regnet": (classifier("RegNet", embedding_size=8, groups_width=8, **SIZES), 32),
     "efficientnet": (
-        classifier("EfficientNet", image_size=32, width_coefficient=0.25, depth_coefficient=0.5, hidden_dim=64), 32),
+        classifier("EfficientNet", image_size=32, width_coefficient=0.25, depth_coefficient=0.5, hidden_dim=320), 32),
     "segformer": (lambda: segformer("SegformerForImageClassification"), 32),
     "segformer-semantic": (lambda: segformer("SegformerForSemanticSegmentation"), 32),
     "detr": (detr, 64),

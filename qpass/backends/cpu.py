@@ -26,6 +26,7 @@ from torch import fx
 from qpass.backends import Backend, attention, native, onednn, onednn_conv
 from qpass.backends.emit import emit
 from qpass.backends.inductor import compile_region
+from qpass.backends.laid_out import laid_out_calls
 from qpass.backends.native import conv_lower
 from qpass.backends.native import lower as native_lower
 from qpass.backends.native.absorb import absorb
@@ -122,7 +123,7 @@ def finish(gm: fx.GraphModule) -> Callable[..., Any]:
     calls = {node: (KERNELS[key], node.args) for node, key in zip(nodes, wanted, strict=True)}
     if native.unavailable() is None:
         calls |= native_calls(gm, CONV_CALLS)
-    return emit(gm, calls)
+    return emit(gm, calls | laid_out_calls(gm, calls))
 
 
 @functools.cache

@@ -3,7 +3,7 @@
     quantize(move(x), s, z)               ->   move(quantize(x, s, z))          move: cat, views, slices, shuffles, nearest upsampling
     quantize(max_pool(x), s, z)           ->   qpass.max_pool(quantize(x, s, z))
     quantize(relu(x), s, z)               ->   quantize(x, s, z)                where z is the smallest code: it clamps as relu does
-    quantize(pad(x, 0), s, z)             ->   pad(quantize(x, s, z), z)
+    quantize(pad(x, 0), s, z)             ->   qpass.pad(quantize(x, s, z), z)
     quantize(dequantize(q, s, z), s, z)   ->   q
 
 Rounding is monotonic and the same for each value, so all of this is exact. Quantizes of one value with one scale are one, and
@@ -184,7 +184,7 @@ def _moved(gm: fx.GraphModule, x: fx.Node, node: fx.Node) -> fx.Node | None:
         return add_call(gm, Q.max_pool.default, (codes(x.args[0]), kernel, stride, padding, dilation, bool(ceil)), node)
     if x.target in PADS:
         zero = int(_constant(node.args[2]))
-        return add_call(gm, aten.constant_pad_nd.default, (codes(x.args[0]), x.args[1], zero), node)
+        return add_call(gm, Q.pad.default, (codes(x.args[0]), x.args[1], zero), node)
     if x.target is operator.getitem:
         whole = x.args[0]
         parts = add_call(gm, whole.target, (codes(whole.args[0]), *whole.args[1:]), node)

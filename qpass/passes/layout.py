@@ -1,6 +1,7 @@
 """Lay images out as the backend's kernels read and write them: channels last, from the first layer to the last.
 
     quantize(x)                       ->   turn back(quantize(turn(x)))          turn: [B, C, H, W] -> [B, H, W, C], a view
+    qpass.pad(q)                      ->   turn back(qpass.pad(turn(q)))
     channel_shuffle(x, g)             ->   turn back(reshape(transpose(view(turn(x), [B, H, W, g, C / g]), 3, 4)))
     anything else of another layout   ->   a copy in front of the kernel
 
@@ -28,20 +29,47 @@ def layout(gm: fx.GraphModule, context) -> int:
     if not any(node.target in wanted for node in gm.graph.nodes):
         return 0
     edits = 0
+    moved: set[fx.Node] = set()  # values whose strides are not what they were
     for node in list(gm.graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target is aten.channel_shuffle.default:
-            node.replace_all_uses_with(_shuffled(gm, node))
+        if node.target is aten.channel_shuffle.default and _is_tensor(node):
+            made = _shuffled(gm, node)
+            node.replace_all_uses_with(made)
+            moved.add(made)
             edits += 1
-            continue
-        if node.target in wanted:
+        elif node.target in wanted:
             parts = node.target in context.backend.reads_parts
-            edits += sum(_turn(gm, i, node, parts) for i in list(node.all_input_nodes) if _is_image(i, node))
-        if not is_opaque(node):
-            set_value(gm, node)
+            edits += sum(_turn(gm, i, node, parts, moved) for i in list(node.all_input_nodes) if _is_image(i, node))
+            moved.add(node)
+        elif any(i in moved for i in node.all_input_nodes) and not is_opaque(node):
+            _follow(gm, node, moved)
     gm.graph.eliminate_dead_code()
     return edits
+
+
+def _follow(gm: fx.GraphModule, node: fx.Node, moved: set[fx.Node]) -> None:
+    """Computes the value of a node whose inputs lie in another order now; one that cannot be computed again gets them as before."""
+    before = _strides(node)
+    try:
+        set_value(gm, node)
+    except Exception:  # an operator that takes no symbolic sizes outside of a trace
+        for source in [i for i in node.all_input_nodes if i in moved]:
+            copied = add_call(gm, aten.clone.default, (source,), node, memory_format=torch.contiguous_format)
+            node.replace_input_with(source, copied)
+        return
+    if _strides(node) != before:
+        moved.add(node)
+
+
+def _strides(node: fx.Node) -> str:
+    value = node.meta.get("val")
+    values = value if isinstance(value, tuple | list) else (value,)
+    return str([tuple(v.stride()) for v in values if isinstance(v, Tensor)])
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
 
 
 def is_opaque(node: fx.Node) -> bool:
@@ -77,22 +105,26 @@ def is_part(value: Tensor) -> bool:
     return True
 
 
-def _turn(gm: fx.GraphModule, value: fx.Node, before: fx.Node, parts: bool) -> int:
+def _turn(gm: fx.GraphModule, value: fx.Node, before: fx.Node, parts: bool, moved: set[fx.Node]) -> int:
     """Makes what `before` reads of `value` channels last; returns 0 where it is, or can be read where it lies."""
     held = value.meta["val"]
     if is_channels_last(held) or (parts and value is before.args[0] and is_part(held)):
         return 0
     if value.target is Q.quantize.default:
         codes = add_call(gm, value.target, (turned(gm, value.args[0], value), *value.args[1:]), value)
-        made = turned_back(gm, codes, value)
+    elif value.target is Q.pad.default:
+        inner = (turned(gm, value.args[0], value), [0, 0, *value.args[1]], *value.args[2:])
+        codes = add_call(gm, value.target, inner, value)
     else:
-        copied = add_call(
+        codes = add_call(
             gm, aten.clone.default, (turned(gm, value, before),), before, memory_format=torch.contiguous_format
         )
-        before.replace_input_with(value, turned_back(gm, copied, before))
+        before.replace_input_with(value, turned_back(gm, codes, before))
         return 1
+    made = turned_back(gm, codes, value)
     made.meta |= {key: value.meta[key] for key in ("site", "rule") if key in value.meta}
     value.replace_all_uses_with(made)
+    moved.add(made)
     return 1
 
 
