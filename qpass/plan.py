@@ -45,8 +45,9 @@ class Decision:
     """What happens at one site.
 
     shape: (N, K) of the weight, held as [K, N] where transposed, or as the convolution holds it. rows: input rows in the
-    example batch (output pixels of a convolution, input pixels of a transposed one), so rows * numel is its multiply-adds. group: name of the first site that reads the same input; sites of a group share
-    one quantize. lo, hi: the input's range in calibration. input_scale, input_zero: of a static input. input_shift:
+    example batch (output pixels of a convolution, input pixels of a transposed one), so rows * numel is its multiply-
+    adds. group: name of the first site that reads the same input; sites of a group share one quantize. lo, hi: the
+    input's range in calibration. input_scale, input_zero: of a static input. input_shift:
     [K], subtracted from the input before its factor (packed.in_mul). input_extra: [K], copies of its channels (see
     solvers/split). bias: [N], added to the module's own where the input is quantized. made_from: fingerprint of the float
     weight that the integers stand for.

@@ -20,9 +20,9 @@ def segformer(model, **options):
 def detr():
     backbone = tf.ResNetConfig(embedding_size=8, **SIZES, out_features=["stage4"])
     config = tf.DetrConfig(
-        use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, d_model=32, encoder_layers=1,
-        decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, num_queries=5,
-        num_labels=3,
+        use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, d_model=32,
+        encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
+        decoder_ffn_dim=64, num_queries=5, num_labels=3,
     )  # fmt: skip
     return tf.DetrForObjectDetection(config)
 

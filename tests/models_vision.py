@@ -29,7 +29,9 @@ class ResNet(nn.Module):
     def __init__(self, groups=1):
         super().__init__()
         self.stem = conv_norm(3, 16, 7, stride=2)
-        self.blocks = nn.Sequential(Bottleneck(16, 32, groups=groups), Bottleneck(32, 32), Bottleneck(32, 48, 2, groups))
+        self.blocks = nn.Sequential(
+            Bottleneck(16, 32, groups=groups), Bottleneck(32, 32), Bottleneck(32, 48, 2, groups)
+        )
         self.head = nn.Linear(48, 10)
 
     def forward(self, x):
@@ -44,7 +46,9 @@ class Inverted(nn.Module):
         super().__init__()
         wide = 3 * c
         self.expand, self.depth = conv_norm(c, wide, 1, act), conv_norm(wide, wide, 3, act, stride=stride, groups=wide)
-        self.gate = nn.Sequential(nn.Conv2d(wide, 8, 1), nn.ReLU(), nn.Conv2d(8, wide, 1), nn.Hardsigmoid()) if gate else None
+        self.gate = (
+            nn.Sequential(nn.Conv2d(wide, 8, 1), nn.ReLU(), nn.Conv2d(8, wide, 1), nn.Hardsigmoid()) if gate else None
+        )
         self.project, self.add = conv_norm(wide, n, 1, None), c == n and stride == 1
 
     def forward(self, x):
@@ -119,12 +123,25 @@ class Shuffle(nn.Module):
 
 
 def shufflenet():
-    body = [conv_norm(3, 16, 3, stride=2), nn.MaxPool2d(3, 2, 1), Shuffle(16), Shuffle(16), conv_norm(16, 24, 1, groups=2)]
+    body = [
+        conv_norm(3, 16, 3, stride=2),
+        nn.MaxPool2d(3, 2, 1),
+        Shuffle(16),
+        Shuffle(16),
+        conv_norm(16, 24, 1, groups=2),
+    ]
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))
 
 
 def vgg():
-    body = [conv_norm(3, 8), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(True), nn.MaxPool2d(2), conv_norm(8, 16), nn.MaxPool2d(2)]
+    body = [
+        conv_norm(3, 8),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(True),
+        nn.MaxPool2d(2),
+        conv_norm(8, 16),
+        nn.MaxPool2d(2),
+    ]
     return nn.Sequential(*body, nn.Flatten(), nn.Linear(16 * 64, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 10))
 
 
@@ -144,8 +161,16 @@ class Sound(nn.Module):
 
 
 def video():
-    body = [nn.Conv3d(1, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(8, 12, (1, 3, 3), padding=(0, 1, 1))]
-    return nn.Sequential(*body, nn.GELU(), nn.Conv3d(12, 6, 2, stride=2), nn.SiLU(), nn.Flatten(), nn.Linear(6 * 2 * 4 * 4, 5))
+    body = [
+        nn.Conv3d(1, 8, 3, padding=1),
+        nn.BatchNorm3d(8),
+        nn.ReLU(),
+        nn.MaxPool3d(2),
+        nn.Conv3d(8, 12, (1, 3, 3), padding=(0, 1, 1)),
+    ]
+    return nn.Sequential(
+        *body, nn.GELU(), nn.Conv3d(12, 6, 2, stride=2), nn.SiLU(), nn.Flatten(), nn.Linear(6 * 2 * 4 * 4, 5)
+    )
 
 
 class SuperResolution(nn.Module):
@@ -153,8 +178,16 @@ class SuperResolution(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
-        self.up, self.out, self.last = nn.Conv2d(12, 32, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.a, self.b, self.c = (
+            nn.Conv2d(3, 12, 3, padding=1),
+            nn.Conv2d(12, 12, 3, padding=1),
+            nn.Conv2d(12, 12, 3, padding=1),
+        )
+        self.up, self.out, self.last = (
+            nn.Conv2d(12, 32, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 3, 3, padding=1),
+        )
 
     def forward(self, x):
         a = F.relu(self.a(x))
@@ -166,7 +199,8 @@ class SuperResolution(nn.Module):
 
 def borders():
     kinds = [nn.Conv2d(3, 6, 3, padding=1, padding_mode=mode) for mode in ("reflect", "replicate", "circular")]
-    return nn.Sequential(kinds[0], nn.ReLU(), *(nn.Conv2d(6, 6, k, padding="same", dilation=d) for k, d in ((3, 2), (4, 1))), nn.Tanh(),
+    return nn.Sequential(kinds[0], nn.ReLU(), *(nn.Conv2d(6, 6, k, padding="same", dilation=d) for k, d in ((3, 2),
+    (4, 1))), nn.Tanh(),
                          nn.Conv2d(6, 3, 3, padding=(2, 1), stride=(1, 2), bias=False), kinds[1])  # fmt: skip
 
 
@@ -196,7 +230,8 @@ def smooth(count, shape):
 
 
 def alive(model, inputs):
-    """The model with batch norms that have seen data and are no identities, in eval mode. inputs: called without arguments."""
+    """The model with batch norms that have seen data and are no identities, in eval mode. inputs: called without
+    arguments."""
     model.train()
     with torch.no_grad():
         for norm in model.modules():

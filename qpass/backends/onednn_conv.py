@@ -1,6 +1,7 @@
-"""Fused convolutions on oneDNN: static int8, with what its kernels take of the epilogue, the rest as generated pointwise work.
+"""Fused convolutions on oneDNN: static int8, with what its kernels take of the epilogue, the rest as generated
+pointwise work.
 
-    qpass.conv(x u8/t, w i8/c0, b, other u8/t, relu, -> u8)   ->   onednn.qconv2d_pointwise.binary, summed onto `other` in place
+    qpass.conv(x u8/t, w i8/c0, b, other u8/t, relu, -> u8)   ->   onednn.qconv2d_pointwise.binary, onto `other` in place
     qpass.conv(x u8/t, w i8/c0, b, act, -> f32 | bf16 | u8)   ->   onednn.qconv2d_pointwise
 
 The sum overwrites `other`; where somebody else reads it, a copy is summed onto.

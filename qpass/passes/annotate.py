@@ -1,7 +1,8 @@
 """Name every site of a graph and write the plan's decision beside it. Leaves level `annotated`.
 
 A site is an operation with a weight: `linear(x, w, b)` where w is a parameter, its transpose, or its packed form, or a
-convolution. What a convolution leaves for others than sites to read has a name too (conv_values.py). The other operations that multiply get a name too, and a sentence that says why no scheme quantizes them (other_sites.py).
+convolution. What a convolution leaves for others than sites to read has a name too (conv_values.py). The other
+operations that multiply get a name too, and a sentence that says why no scheme quantizes them (other_sites.py).
 
     %5 = aten.linear(%4, @up.weight, @up.bias)      meta["site"] = "up:linear.0", meta["decision"] = Decision(...)
 """

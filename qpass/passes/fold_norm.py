@@ -2,7 +2,7 @@
 
     batch_norm(y) = y * m + a,    m = gamma / sqrt(var + eps),  a = beta - mean * m      (Ioffe & Szegedy 2015, algorithm 2)
 
-    1. batch_norm(convolution(x, dequantize(w, s), b))  ->  convolution(x, dequantize(w, s * m), b * m + a)     also of a linear
+    1. batch_norm(convolution(x, dequantize(w, s), b))  ->  convolution(x, dequantize(w, s * m), b * m + a)   and a linear's
     2. batch_norm(convolution(x, w, b))                 ->  convolution(x, w * m, b * m + a)                    w float
     3. batch_norm(y)                                    ->  y * m + a                                           elsewhere
 
@@ -49,7 +49,8 @@ def norm_affine(node: fx.Node) -> tuple[Tensor, Tensor] | None:
     ):
         return None
     gamma, beta, centre, variance = (None if h is None else h.detach().double() for h in held)
-    assert centre is not None and variance is not None
+    assert centre is not None
+    assert variance is not None
     mul = torch.rsqrt(variance + eps) if gamma is None else gamma / torch.sqrt(variance + eps)
     add = -centre * mul
     return mul, add if beta is None else add + beta

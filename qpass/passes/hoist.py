@@ -1,8 +1,8 @@
 """Move quantizes up to where the values are made, and cancel what they undo.
 
-    quantize(move(x), s, z)               ->   move(quantize(x, s, z))          move: cat, views, slices, shuffles, nearest upsampling
+    quantize(move(x), s, z)               ->   move(quantize(x, s, z))     cat, views, slices, shuffles, nearest upsampling
     quantize(max_pool(x), s, z)           ->   qpass.max_pool(quantize(x, s, z))
-    quantize(relu(x), s, z)               ->   quantize(x, s, z)                where z is the smallest code: it clamps as relu does
+    quantize(relu(x), s, z)               ->   quantize(x, s, z)           where z is the smallest code: it clamps so
     quantize(pad(x, 0), s, z)             ->   qpass.pad(quantize(x, s, z), z)
     quantize(dequantize(q, s, z), s, z)   ->   q
 
@@ -93,7 +93,13 @@ def _identity(node: fx.Node) -> Any:
     if node.target is Q.quantize.default:
         key = key_of(node)
         return None if key is None else (node.args[0], key)
-    if node.op != "call_function" or node.target not in (*MOVES, *PARTS, aten.cat.default, Q.max_pool.default, operator.getitem):
+    if node.op != "call_function" or node.target not in (
+        *MOVES,
+        *PARTS,
+        aten.cat.default,
+        Q.max_pool.default,
+        operator.getitem,
+    ):
         return None
     return str(node.target), str(node.args), str(node.kwargs)
 
@@ -102,10 +108,10 @@ def _cancel(gm: fx.GraphModule, node: fx.Node, key: Key) -> int:
     x = node.args[0]
     if x.target is Q.dequantize.default and key_of(x) == key:
         return _become(gm, node, x.args[0])
-    if x.target is aten.relu.default and key[1] == 0 and key[2].startswith("u") and single_user(x) is node:
-        if not _product(x.args[0]):
-            node.update_arg(0, x.args[0])
-            return 1
+    clamps = x.target is aten.relu.default and key[1] == 0 and key[2].startswith("u") and single_user(x) is node
+    if clamps and not _product(x.args[0]):
+        node.update_arg(0, x.args[0])
+        return 1
     return 0
 
 

@@ -6,8 +6,9 @@
 
 A value that several sites read with the same parameters is quantized once and dequantized once per use, so that a use
 can be fused without the others. What a convolution leaves for a residual add, a mean or a concatenate to read is quantized
-too, where the plan has a type for it (conv_values.py). Attention is computed in the plan's dtype, where it names one. A weight that is still
-float (the torch.compile spelling, where there is no copy of the model to pack) is packed here, from the plan.
+too, where the plan has a type for it (conv_values.py). Attention is computed in the plan's dtype, where it names one.
+A weight that is still float (the torch.compile spelling, where there is no copy of the model to pack) is packed here,
+from the plan.
 """
 
 from __future__ import annotations

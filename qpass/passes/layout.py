@@ -5,8 +5,9 @@
     channel_shuffle(x, g)             ->   turn back(reshape(transpose(view(turn(x), [B, H, W, g, C / g]), 3, 4)))
     anything else of another layout   ->   a copy in front of the kernel
 
-A quantize writes its codes in the order of its argument's axes, so the turn costs nothing: the first quantize of an image reads it
-once and writes it channels last. Values keep their logical shape [B, C, ...]; their strides are those of the other order.
+A quantize writes its codes in the order of its argument's axes, so the turn costs nothing: the first quantize of an
+image reads it once and writes it channels last. Values keep their logical shape [B, C, ...]; their strides are those
+of the other order.
 Afterwards every value's `meta` tells the strides it really has, which the generated kernels rely on.
 
 1. only where the backend has kernels that want channels last (`Backend.channels_last`).
@@ -49,7 +50,8 @@ def layout(gm: fx.GraphModule, context) -> int:
 
 
 def _follow(gm: fx.GraphModule, node: fx.Node, moved: set[fx.Node]) -> None:
-    """Computes the value of a node whose inputs lie in another order now; one that cannot be computed again gets them as before."""
+    """Computes the value of a node whose inputs lie in another order now; one that cannot be computed again gets them
+    as before."""
     before = _strides(node)
     try:
         set_value(gm, node)

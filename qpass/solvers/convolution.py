@@ -92,10 +92,7 @@ def best_steps(rows: Tensor, qtype: QType) -> Tensor:
     """The step of each row [N] with the least squared error of rounding to nearest, clipping included."""
     largest = rows.abs().amax(1)
     full = torch.where(largest > 0, largest / qtype.qmax, 1.0).clamp(min=affine.MIN_SCALE)
-    if qtype.bits > 6:
-        candidates = SHRINK[-6:]
-    else:
-        candidates = SHRINK
+    candidates = SHRINK[-6:] if qtype.bits > 6 else SHRINK
     errors = torch.stack([_squared_error(rows, full * part, qtype) for part in candidates])
     return (full * candidates[errors.argmin(0)]).clamp(min=affine.MIN_SCALE)
 

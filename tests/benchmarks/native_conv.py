@@ -1,4 +1,5 @@
-"""The native convolution against oneDNN's, each distinct shape of ResNet-50 and MobileNetV2: u8 in, relu, u8 out, channels last.
+"""The native convolution against oneDNN's, each distinct shape of ResNet-50 and MobileNetV2: u8 in, relu, u8 out,
+channels last.
 
     python -m tests.benchmarks.native_conv [--batch 1 8]
 
@@ -81,7 +82,9 @@ def main():
             continue
         for batch in options.batch:
             totals = [0.0, 0.0]
-            print(f"\n{name}, batch {batch}\n\n| x | channels -> outputs, size, kernel/stride, groups | native us | GMAC/s | oneDNN us | GMAC/s |")
+            print(
+                f"\n{name}, batch {batch}\n\n| x | channels -> outputs, size, kernel/stride, groups | native us | GMAC/s | oneDNN us | GMAC/s |"
+            )
             print("|---|---|---|---|---|---|")
             for count, channels, n, size, k, stride, groups in shapes:
                 calls = both(batch, channels, n, size, k, stride, groups)
@@ -91,7 +94,9 @@ def main():
                 totals = [total + count * t for total, t in zip(totals, times, strict=True)]
                 cells = " | ".join(f"{t:.0f} | {macs / t / 1e3:.0f}" for t in times)
                 print(f"| {count} | {channels} -> {n}, {size}, {k}/{stride}, {groups} | {cells} |", flush=True)
-            print(f"\ntotal: native {totals[0] / 1e3:.2f} ms, oneDNN {totals[1] / 1e3:.2f} ms, ratio {totals[0] / totals[1]:.2f}")
+            print(
+                f"\ntotal: native {totals[0] / 1e3:.2f} ms, oneDNN {totals[1] / 1e3:.2f} ms, ratio {totals[0] / totals[1]:.2f}"
+            )
 
 
 if __name__ == "__main__":

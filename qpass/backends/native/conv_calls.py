@@ -31,8 +31,10 @@ def three(values: Any, fill: int) -> tuple[int, ...]:
 
 def conv_call(node: fx.Node) -> Call:
     """A call of qpass.packed_conv."""
-    (x, packed, alpha, beta, offset, slope, sample_scale, sample_zero, other, other_scale, other_zero, n, kernel_size, stride,
-     padding, dilation, transposed, output_padding, groups, x_zero, act, out_scale, out_zero, out_max, dtype) = node.args  # fmt: skip
+    x, packed, alpha, beta, offset, slope, sample_scale, sample_zero, other, other_scale, other_zero, n = node.args[:12]
+    walked: Any = node.args[12:19]
+    kernel_size, stride, padding, dilation, transposed, output_padding, groups = walked
+    x_zero, act, out_scale, out_zero, out_max, dtype = node.args[19:]
     g = Geometry(*map(tuple, (kernel_size, stride, padding, dilation)), transposed, tuple(output_padding), groups)
     channels = int(x.meta["val"].shape[1])
     launch, pointers = kernel("qpass_conv"), POINTERS.pack

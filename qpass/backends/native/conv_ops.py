@@ -46,9 +46,11 @@ def packed_conv(
 ) -> Tensor:
     """Y = act((convolution(x - zero, w)) * alpha * sample_scale + beta + other), [B, N, *out].
 
-    x: u8 [B, C, *spatial]; its zero point is x_zero, or sample_zero int32 [B, 1, ...] with sample_scale float32. packed: w int8 as
-    conv_pack.py says. alpha, beta, slope (of prelu): float32 [N]. offset: int32 [phases, N], what the zero point adds to each sum;
-    for one zero point in all it is times x_zero already. other: [B, N, *out] float32, bfloat16, or u8 of other_scale and
+    x: u8 [B, C, *spatial]; its zero point is x_zero, or sample_zero int32 [B, 1, ...] with sample_scale float32.
+    packed: w int8 as conv_pack.py says. alpha, beta, slope (of prelu): float32 [N]. offset: int32 [phases, N], what
+    the zero point adds
+    to each sum; for one zero point in all it is times x_zero already. other: [B, N, *out] float32, bfloat16, or u8 of
+    other_scale and
     other_zero. dtype: float32, bfloat16, or uint8 for codes of out_scale and out_zero, at most out_max.
     """
     g = Geometry(*map(tuple, (kernel, stride, padding, dilation)), transposed, tuple(output_padding), groups)
@@ -77,7 +79,8 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def pixel_stride(x: Tensor) -> int | None:
-    """Elements from a pixel to the next of an image that lies channels last, alone or as some channels of a wider one; else None."""
+    """Elements from a pixel to the next of an image that lies channels last, alone or as some channels of a wider
+    one; else None."""
     if x.stride(1) != 1 and x.shape[1] != 1:
         return None
     found, expected = None, None
@@ -96,9 +99,10 @@ def _image(x: Tensor, batch, channels: int, sizes, dtype: torch.dtype) -> Tensor
     return x.new_empty((batch, *sizes, channels), dtype=dtype).movedim(-1, 1)
 
 
-def _packed_conv_fake(x, packed, alpha, beta, offset, slope, sample_scale, sample_zero, other, other_scale, other_zero, n, kernel,
-                      stride, padding, dilation, transposed, output_padding, groups, x_zero, act, out_scale, out_zero, out_max,
-                      dtype):  # fmt: skip
+def _packed_conv_fake(x, packed, alpha, beta, offset, slope, sample_scale, sample_zero, other, other_scale,
+other_zero, n, kernel,
+                      stride, padding, dilation, transposed, output_padding, groups, x_zero, act, out_scale, out_zero,
+                      out_max, dtype):  # fmt: skip
     weight = (x.shape[1], n // groups, *kernel) if transposed else (n, x.shape[1] // groups, *kernel)
     batch, _, *sizes = conv_shape(x.shape, weight, stride, padding, dilation, transposed, output_padding, groups)
     return _image(x, batch, n, sizes, dtype)
