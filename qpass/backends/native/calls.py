@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from qpass.backends.native.arguments import ACTIVATIONS, ATTENTION, LINEAR, MASKS, NORM, OUT_TYPES
 from qpass.backends.native.build import library
+from qpass.backends.native.conv_calls import conv_call
 from qpass.backends.native.views import heads_of
 from qpass.graphs import constant
 
@@ -134,6 +135,7 @@ CALLS = (
     (torch.ops.qpass.weight_only_linear.default, weight_only_call),
     (torch.ops.qpass.attention.default, attention_call),
     (torch.ops.qpass.norm_quantize.default, norm_call),
+    (torch.ops.qpass.packed_conv.default, functools.partial(conv_call, kernel=kernel)),
 )
 
 

@@ -12,11 +12,11 @@
 #include <vector>
 
 #include "tile.h"
+#include "values.h"
 
 namespace qpass {
 
 constexpr int64_t CHUNK = 48;
-enum Type { F32 = 0, BF16 = 1, U8 = 2 };
 
 struct Linear {
   const uint8_t* x;  // f32 where float_input
@@ -29,20 +29,6 @@ struct Linear {
   int32_t act, out_type, other_type, float_input, threads;
   float out_inverse, out_zero;
 };
-
-inline __m512 load(const void* base, int type, int64_t at, __mmask16 mask) {
-  if (type == BF16) return from_bf16(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(base) + at));
-  return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(base) + at);
-}
-
-inline void store(const Linear& p, int64_t at, __mmask16 mask, __m512 y) {
-  if (p.out_type == F32) return _mm512_mask_storeu_ps(static_cast<float*>(p.out) + at, mask, y);
-  if (p.out_type == BF16) return _mm256_mask_storeu_epi16(static_cast<uint16_t*>(p.out) + at, mask, to_bf16(y));
-  const __m512 scaled = _mm512_min_ps(_mm512_mul_ps(y, _mm512_set1_ps(p.out_inverse)), _mm512_set1_ps(1e6f));
-  const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(scaled), _mm512_set1_epi32(static_cast<int>(p.out_zero)));
-  const __m128i codes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512()));
-  _mm_mask_storeu_epi8(static_cast<uint8_t*>(p.out) + at, mask, codes);
-}
 
 template <int ACT>
 void finish(const Linear& p, const int32_t* sums, int64_t row, int rows, int64_t column) {
@@ -65,7 +51,7 @@ void finish(const Linear& p, const int32_t* sums, int64_t row, int rows, int64_t
         y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sum, offset)), alpha, beta);
       }
       if (p.other) y = _mm512_add_ps(y, load(p.other, p.other_type, m * p.ld_other + n, mask));
-      store(p, m * p.ld_out + n, mask, activate<ACT>(y));
+      store(p.out, p.out_type, m * p.ld_out + n, mask, activate<ACT>(y), p.out_inverse, static_cast<int>(p.out_zero));
     }
   }
 }

@@ -65,7 +65,10 @@ inline __m512 sigmoid(__m512 x) {
   return reciprocal(_mm512_min_ps(_mm512_add_ps(_mm512_set1_ps(1.0f), e), _mm512_set1_ps(1e37f)));
 }
 
-enum Activation { NONE = 0, RELU = 1, GELU = 2, GELU_TANH = 3, SILU = 4, GELU_SHORT = 5 };
+enum Activation {
+  NONE = 0, RELU = 1, GELU = 2, GELU_TANH = 3, SILU = 4, GELU_SHORT = 5,
+  RELU6 = 6, HARDSWISH = 7, HARDSIGMOID = 8, SIGMOID = 9, PRELU = 10,  // convolutions only; PRELU is done where slopes are known
+};
 
 // x Phi(x), absolute error 3e-4: a minimax polynomial for (Phi(x) - 0.5) / x on [-3.8, 3.8], where Phi is taken to be 0 or 1
 // from. For results that are rounded to steps much wider than that.
@@ -83,6 +86,13 @@ inline __m512 gelu_short(__m512 x) {
   return _mm512_mul_ps(x, _mm512_fmadd_ps(p, c, _mm512_set1_ps(0.5f)));
 }
 
+inline __m512 relu6(__m512 x) { return _mm512_min_ps(_mm512_max_ps(x, _mm512_setzero_ps()), _mm512_set1_ps(6.0f)); }
+
+// relu6(x + 3) / 6
+inline __m512 hardsigmoid(__m512 x) {
+  return _mm512_mul_ps(relu6(_mm512_add_ps(x, _mm512_set1_ps(3.0f))), _mm512_set1_ps(1.0f / 6));
+}
+
 template <int ACT>
 inline __m512 activate(__m512 x) {
   if (ACT == RELU) return _mm512_max_ps(x, _mm512_setzero_ps());
@@ -96,6 +106,10 @@ inline __m512 activate(__m512 x) {
   }
   if (ACT == GELU_SHORT) return gelu_short(x);
   if (ACT == SILU) return _mm512_mul_ps(x, sigmoid(x));
+  if (ACT == RELU6) return relu6(x);
+  if (ACT == HARDSWISH) return _mm512_mul_ps(x, hardsigmoid(x));
+  if (ACT == HARDSIGMOID) return hardsigmoid(x);
+  if (ACT == SIGMOID) return sigmoid(x);
   return x;
 }
 
