@@ -21,7 +21,50 @@ struct Panel {
   int64_t fours;             // groups of four bytes in a tap
   int64_t n;                 // first output channel
   int64_t columns;           // output channels
+  __mmask16 lanes[4];        // those of each vector
+  __mmask64 mask;            // and together
 };
+
+template <int R, int V, bool SAMPLE, bool OTHER>
+__attribute__((always_inline)) inline void store_codes(const Conv& p, const Chunk& chunk, const Panel& panel, int64_t m,
+                                                       const __m512i (&sum)[R][V]) {
+  __m512 alpha[V], beta[V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) {
+    alpha[v] = _mm512_maskz_loadu_ps(panel.lanes[v], p.alpha + panel.n + 16 * v);
+    beta[v] = _mm512_maskz_loadu_ps(panel.lanes[v], p.beta + panel.n + 16 * v);
+  }
+  const __m512i low = _mm512_set1_epi8(static_cast<char>(p.low)), high = _mm512_set1_epi8(static_cast<char>(p.high));
+#pragma GCC unroll 14
+  for (int r = 0; r < R; r++) {
+    const int64_t to = chunk.at[m + r] * p.n + panel.n;
+    __m512i q[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      __m512 y = _mm512_cvtepi32_ps(sum[r][v]);
+      if (SAMPLE) y = _mm512_mul_ps(y, _mm512_set1_ps(p.sample_scale[chunk.sample[m + r]]));
+      y = _mm512_fmadd_ps(y, alpha[v], beta[v]);
+      if (OTHER) y = _mm512_fmadd_ps(load(p.other, U8, to + 16 * v, panel.lanes[v]), _mm512_set1_ps(p.other_scale), y);
+      q[v] = to_codes(y);
+    }
+#pragma GCC unroll 4
+    for (int v = V; v < 4; v++) q[v] = q[0];
+    const __m512i codes = _mm512_min_epu8(_mm512_max_epu8(in_order<V>(q), low), high);
+    if (V == 4 && panel.columns >= 64)
+      _mm512_storeu_si512(static_cast<uint8_t*>(p.out) + to, codes);
+    else
+      _mm512_mask_storeu_epi8(static_cast<uint8_t*>(p.out) + to, panel.mask, codes);
+  }
+}
+
+template <int R, int V, bool SAMPLE>
+__attribute__((always_inline)) inline void store_codes(const Conv& p, const Chunk& chunk, const Panel& panel, int64_t m,
+                                                       const __m512i (&sum)[R][V]) {
+  if (p.other)
+    store_codes<R, V, SAMPLE, true>(p, chunk, panel, m, sum);
+  else
+    store_codes<R, V, SAMPLE, false>(p, chunk, panel, m, sum);
+}
 
 template <int R, int V>
 void conv_tile(const Conv& p, const Plan& plan, const Chunk& chunk, const Panel& panel, int64_t m) {
@@ -29,7 +72,7 @@ void conv_tile(const Conv& p, const Plan& plan, const Chunk& chunk, const Panel&
   const int32_t* sample = chunk.sample.data() + m;
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++) {
-    const __m512i offset = _mm512_maskz_loadu_epi32(lanes(std::max<int64_t>(0, panel.columns - 16 * v)), plan.offset + panel.n + 16 * v);
+    const __m512i offset = _mm512_maskz_loadu_epi32(panel.lanes[v], plan.offset + panel.n + 16 * v);
     const __m512i start = _mm512_sub_epi32(_mm512_setzero_si512(), offset);
 #pragma GCC unroll 14
     for (int r = 0; r < R; r++)
@@ -57,48 +100,17 @@ void conv_tile(const Conv& p, const Plan& plan, const Chunk& chunk, const Panel&
     }
     rows += chunk.ld;
   }
-  const int64_t* at = chunk.at.data() + m;
-  if (!p.clamped) {
-    alignas(64) int32_t sums[R * V * 16];
-#pragma GCC unroll 14
-    for (int r = 0; r < R; r++) {
-#pragma GCC unroll 4
-      for (int v = 0; v < V; v++) _mm512_store_si512(sums + (r * V + v) * 16, sum[r][v]);
-    }
-    finish(p, sums, V * 16, at, sample, R, panel.n, panel.columns);
-    return;
+  if (p.clamped) {
+    if (p.sample_scale) return store_codes<R, V, true>(p, chunk, panel, m, sum);
+    return store_codes<R, V, false>(p, chunk, panel, m, sum);
   }
-  __m512 alpha[V], beta[V];
-#pragma GCC unroll 4
-  for (int v = 0; v < V; v++) {
-    const __mmask16 mask = lanes(std::max<int64_t>(0, panel.columns - 16 * v));
-    alpha[v] = _mm512_maskz_loadu_ps(mask, p.alpha + panel.n + 16 * v);
-    beta[v] = _mm512_maskz_loadu_ps(mask, p.beta + panel.n + 16 * v);
-  }
-  const __mmask64 mask = panel.columns >= 64 ? ~0ull : (1ull << panel.columns) - 1;
+  alignas(64) int32_t sums[R * V * 16];
 #pragma GCC unroll 14
   for (int r = 0; r < R; r++) {
-    const int64_t to = at[r] * p.n + panel.n;
-    __m512i q[4];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      __m512 y = _mm512_cvtepi32_ps(sum[r][v]);
-      if (p.sample_scale) y = _mm512_mul_ps(y, _mm512_set1_ps(p.sample_scale[sample[r]]));
-      y = _mm512_fmadd_ps(y, alpha[v], beta[v]);
-      if (p.other) {
-        const __mmask16 some = lanes(std::max<int64_t>(0, panel.columns - 16 * v));
-        y = _mm512_fmadd_ps(load(p.other, U8, to + 16 * v, some), _mm512_set1_ps(p.other_scale), y);
-      }
-      q[v] = to_codes(y);
-    }
-#pragma GCC unroll 4
-    for (int v = V; v < 4; v++) q[v] = q[0];
-    const __m512i codes = clamp_codes(p, in_order<V>(q));
-    if (V == 4 && panel.columns >= 64)
-      _mm512_storeu_si512(static_cast<uint8_t*>(p.out) + to, codes);
-    else
-      _mm512_mask_storeu_epi8(static_cast<uint8_t*>(p.out) + to, mask, codes);
+    for (int v = 0; v < V; v++) _mm512_store_si512(sums + (r * V + v) * 16, sum[r][v]);
   }
+  finish(p, sums, V * 16, chunk.at.data() + m, sample, R, panel.n, panel.columns);
 }
 
 using Tile = void (*)(const Conv&, const Plan&, const Chunk&, const Panel&, int64_t);
@@ -152,6 +164,8 @@ void multiply(const Conv& p, const Plan& plan, const Cut& c, const Chunk& chunk,
   Panel panel{p.w + unit * c.unit_bytes, c.fours * c.width * 4, c.width, p.folded ? 0 : group * plan.run, c.fours};
   panel.n = group * outputs + from;
   panel.columns = std::min<int64_t>(COLUMNS, outputs - from);
+  for (int v = 0; v < 4; v++) panel.lanes[v] = lanes(std::max<int64_t>(0, panel.columns - 16 * v));
+  panel.mask = panel.columns >= 64 ? ~0ull : (1ull << panel.columns) - 1;
   const int vectors = static_cast<int>((panel.columns + 15) / 16);
   const int64_t pixels = static_cast<int64_t>(chunk.at.size()), tiles = (pixels + HIGHEST[vectors] - 1) / HIGHEST[vectors];
   for (int64_t t = 0; t < tiles; t++) {

@@ -16,10 +16,6 @@ __attribute__((always_inline)) inline __m512i in_order(const __m512i (&q)[4]) {
 
 inline __m512i to_codes(__m512 y) { return _mm512_cvtps_epi32(_mm512_min_ps(y, _mm512_set1_ps(1e6f))); }
 
-inline __m512 widen(const uint8_t* codes) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes))));
-}
-
 inline __m512i clamp_codes(const Conv& p, __m512i codes) {
   return _mm512_min_epu8(_mm512_max_epu8(codes, _mm512_set1_epi8(static_cast<char>(p.low))),
                          _mm512_set1_epi8(static_cast<char>(p.high)));
