@@ -25,6 +25,11 @@ def layout(inputs: int, outputs: int, kernel: list[int], groups: int, transposed
     return "folded" if inputs < FEW and groups == 1 and kernel[-1] > 1 and not transposed else "panels"
 
 
+def by_columns(kernel: list[int]) -> bool:
+    """Whether the taps of a depthwise convolution lie column by column, three and a zero, instead of row by row."""
+    return math.prod(kernel[:-1]) == 3 and kernel[-1] == 3
+
+
 def grouped(weight: Tensor, groups: int, transposed: bool) -> Tensor:
     """[groups, outputs, inputs, *kernel] from torch's [N, C / groups, *kernel], transposed [C, N / groups, *kernel]."""
     split = weight.unflatten(0, (groups, -1))
@@ -36,7 +41,10 @@ def pack_conv(weight: Tensor, groups: int, transposed: bool) -> Tensor:
     split = grouped(weight, groups, transposed)
     _, outputs, inputs, *kernel = split.shape
     if layout(inputs, outputs, kernel, groups, transposed) == "depthwise":
-        taps = _padded(split.reshape(groups, -1), (PANEL, 4))
+        taps = split.reshape(groups, -1)
+        if by_columns(kernel):
+            taps = _padded(taps.view(groups, 3, 3).transpose(1, 2), (1, 1, 4)).flatten(1)
+        taps = _padded(taps, (PANEL, 4))
         return taps.view(-1, 4, 4, 4, taps.shape[1] // 4, 4).permute(0, 4, 2, 1, 3, 5).flatten(3, 4).contiguous()
     if layout(inputs, outputs, kernel, groups, transposed) == "folded":
         runs = split.movedim(2, -1).reshape(groups, outputs, -1, kernel[-1] * inputs)
@@ -57,7 +65,10 @@ def unpack_conv(packed: Tensor, channels: int, n: int, kernel: list[int], groups
     inputs, outputs, taps = channels // groups, n // groups, math.prod(kernel)
     if packed.dim() == 5:
         flat = packed.unflatten(3, (4, 4)).permute(0, 3, 2, 4, 1, 5)
-        return flat.reshape(-1, packed.shape[1] * 4)[:groups, :taps].reshape(groups, 1, 1, *kernel)
+        flat = flat.reshape(-1, packed.shape[1] * 4)[:groups]
+        if by_columns(kernel):
+            flat = flat.view(groups, 3, 4)[:, :, :3].transpose(1, 2).flatten(1)
+        return flat[:, :taps].reshape(groups, 1, 1, *kernel)
     flat = packed.permute(0, 1, 4, 2, 3, 5).flatten(4, 5).flatten(1, 2)
     run = taps * inputs // packed.shape[2]
     return flat[:, :outputs, :, :run].reshape(groups, outputs, *kernel, inputs).movedim(-1, 2)

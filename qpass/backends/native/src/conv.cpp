@@ -132,10 +132,36 @@ inline Tile tile_of(int rows, int vectors) {
   return vectors == 2 ? tile_of<2>(rows) : tile_of<1>(rows);
 }
 
-// How the work is cut.
+// How the work is cut: pixels into chunks, panels of all groups ("units") into splits; a task is one of each.
 struct Cut {
   int64_t width, panels, units, fours, unit_bytes, chunk, chunks, splits;
 };
+
+constexpr int64_t FEW = 192, MANY = 384;  // pixels of a chunk: where all weights stay in the L2 cache, and where not
+constexpr int64_t FINISHED = 12, LOCATED = 2, TASK = 600, FORK = 6000;  // cycles of a pixel, a pointer, a task, a second thread
+
+// The cut that is done first, by count of cycles: threads should end together, and tasks not be too small.
+void choose(const Conv& p, const Plan& plan, Cut& c, int64_t highest) {
+  const int64_t pixels = plan.pixels(p), taps = static_cast<int64_t>(plan.taps.size());
+  const int64_t product = taps * c.fours * c.width / 16 + FINISHED, least = (pixels + highest - 1) / highest;
+  const auto cycles = [&](int64_t chunks, int64_t splits, int64_t threads) {
+    const int64_t some = (pixels + chunks - 1) / chunks, units = (c.units + splits - 1) / splits;
+    return (chunks * splits + threads - 1) / threads * (some * (units * product + taps * LOCATED) + TASK);
+  };
+  c.chunks = least;
+  c.splits = 1;
+  int64_t best = cycles(least, 1, 1);
+  for (int64_t splits = 1; splits <= std::min<int64_t>(c.units, 4 * p.threads) && p.threads > 1; splits++)
+    for (int64_t chunks = least; chunks <= std::min(least + p.threads, (pixels + 5) / 6); chunks++) {
+      const int64_t found = cycles(chunks, splits, p.threads) + FORK;
+      if (found >= best) continue;
+      best = found;
+      c.chunks = chunks;
+      c.splits = splits;
+    }
+  c.chunk = (pixels + c.chunks - 1) / c.chunks;
+  c.chunks = (pixels + c.chunk - 1) / c.chunk;
+}
 
 Cut cut(const Conv& p, const Plan& plan) {
   Cut c;
@@ -145,17 +171,7 @@ Cut cut(const Conv& p, const Plan& plan) {
   c.units = p.groups * c.panels;
   c.fours = (plan.run + 3) / 4;
   c.unit_bytes = all_taps * c.fours * c.width * 4;
-  const int64_t pixels = plan.pixels(p);
-  const int64_t work = static_cast<int64_t>(plan.taps.size()) * c.fours * 4 * c.width;  // multiplications a pixel and unit
-  c.chunk = c.units * c.unit_bytes > (1 << 19) ? 384 : 96;
-  c.chunk = std::min(c.chunk, pixels);
-  const int64_t smallest = 1 << 20;  // multiplications worth a task
-  const int64_t tasks = std::clamp<int64_t>(pixels * c.units * work / smallest, 1, 4 * p.threads);
-  c.chunks = (pixels + c.chunk - 1) / c.chunk;
-  c.splits = std::clamp<int64_t>((tasks + c.chunks - 1) / c.chunks, 1, c.units);
-  if (c.chunks * c.splits < tasks) c.chunks = std::min((tasks + c.splits - 1) / c.splits, (pixels + 5) / 6);
-  c.chunk = (pixels + c.chunks - 1) / c.chunks;
-  c.chunks = (pixels + c.chunk - 1) / c.chunk;
+  choose(p, plan, c, c.units * c.unit_bytes > (1 << 19) ? MANY : FEW);
   return c;
 }
 

@@ -57,7 +57,7 @@ struct Plan {
 
 // Some output pixels: their pointers, [taps][ld]; the index of each in the output, and of its sample.
 struct Chunk {
-  int64_t ld = 0;
+  int64_t first = 0, ld = 0;
   std::vector<const uint8_t*> rows;
   std::vector<int64_t> at;
   std::vector<int32_t> sample;

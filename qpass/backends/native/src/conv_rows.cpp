@@ -105,6 +105,7 @@ void set_axes(const Conv& p, Plan& plan, const int64_t* residues) {
 
 void locate(const Conv& p, const Plan& plan, int64_t first, int64_t count, Chunk& chunk) {
   const Axis &depth = plan.axes[0], &height = plan.axes[1], &width = plan.axes[2];
+  chunk.first = first;
   chunk.ld = count;
   chunk.rows.resize(std::max<size_t>(1, plan.taps.size()) * count);
   chunk.at.resize(count);
