@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpass.backends.native.conv_calls import channels_last
 from qpass.backends.native.conv_ops import CONV_ACTIVATIONS, CONVOLUTIONS, TRANSPOSED
 from qpass.backends.native.conv_pack import grouped, pack_conv, unpack_conv
+from qpass.backends.native.images import channels_last
 from tests.test_native import needs_kernels, on_kernel
 
 Q = torch.ops.qpass

@@ -1,8 +1,8 @@
 """Native int8 convolutions beside oneDNN's: python -m tests.benchmarks.native_conv [--threads N] [--batch N] [--model NAME]
 
-Every distinct convolution of ResNet-50 and MobileNetV2 at 224 x 224, u8 in, u8 out, relu, channels-last: medians of calls in turn,
-weighted by how often the network has it. The last row runs all of the network's convolutions one after another, each with its
-own weights, as a forward pass does. A call of ours includes its Python.
+Every distinct convolution of ResNet-50 and MobileNetV2 at 224 x 224, u8 in, u8 out, relu, channels-last: medians of calls in
+turn, summed as often as the network has each. The last row runs all of the network's convolutions one after another, each
+with its own weights, as a forward pass does. A call of ours includes its Python.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections import Counter
 
 import torch
 
-from qpass.backends.native.conv_calls import channels_last
 from qpass.backends.native.conv_pack import pack_conv
+from qpass.backends.native.images import channels_last
 from qpass.profit import machine
 from qpass.timing import interleaved
 from tests.test_native import prepared

@@ -14,6 +14,7 @@ LINEAR = struct.Struct("9P 6q 5i 2f")  # src/linear.cpp
 ATTENTION = struct.Struct("7P 7q 15q 4i f")  # src/attention.cpp
 NORM = struct.Struct("9P 2q 2i f")  # src/norm.cpp
 CONV = struct.Struct("10P 22q 10i 4f")  # src/conv.h
+POOL = struct.Struct("2P 20q 5i 2f")  # src/pool.cpp
 
 OUT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}  # enum Type of src/linear.cpp
 ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "silu")  # index: enum Activation of src/simd.h

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from qpass.backends.native.arguments import ACTIVATIONS, ATTENTION, LINEAR, MASKS, NORM, OUT_TYPES
 from qpass.backends.native.build import library
 from qpass.backends.native.conv_calls import conv_call
+from qpass.backends.native.pool_calls import pool_call
 from qpass.backends.native.views import heads_of
 from qpass.graphs import constant
 
@@ -136,6 +137,7 @@ CALLS = (
     (torch.ops.qpass.attention.default, attention_call),
     (torch.ops.qpass.norm_quantize.default, norm_call),
     (torch.ops.qpass.packed_conv.default, functools.partial(conv_call, kernel=kernel)),
+    (torch.ops.qpass.packed_pool.default, functools.partial(pool_call, kernel=kernel)),
 )
 
 

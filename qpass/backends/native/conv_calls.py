@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from qpass.backends.native.arguments import CONV, CONV_ACTIVATIONS, OUT_TYPES
 from qpass.backends.native.conv_ops import out_sizes
 from qpass.backends.native.conv_pack import layout, unpack_conv
+from qpass.backends.native.images import channels_last, strides, three
 from qpass.graphs import constant
 
 STRAIGHT = {"": math.inf, "relu": math.inf, "relu6": 6.0}  # the largest value of an activation that is a clamp
@@ -43,7 +44,7 @@ class Geometry:
             spatial, self.kernel, self.stride, self.padding, self.dilation, self.transposed, self.output_padding
         )
         lists = ((spatial, 1), (out, 1), (self.kernel, 1), (self.stride, 1), (self.padding, 0), (self.dilation, 1))
-        flat = [v for values, filler in lists for v in (*[filler] * (3 - len(values)), *values)]
+        flat = [v for values, filler in lists for v in three(values, filler)]
         return (batch, self.n, *out), [batch, channels, self.n, self.groups, *flat]
 
 
@@ -104,20 +105,6 @@ def conv_call(node: fx.Node, kernel: Callable[[str], Callable[[bytes], None]]) -
         return out
 
     return run, (x, scale, zero, other)
-
-
-def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Those of a channels-last tensor [B, C, *spatial]."""
-    found, step = [1], max(shape[1], 1)
-    for size in shape[:1:-1]:
-        found.append(step)
-        step *= max(size, 1)
-    return (step, found[0], *found[:0:-1])
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """[B, C, *spatial] with the channels of a pixel side by side."""
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _scaled(values: list[Tensor], shift: float, scale: float, zero: int) -> list[Tensor]:
