@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from qpass.backends.native.arguments import CONV, CONV_ACTIVATIONS, OUT_TYPES
 from qpass.backends.native.conv_ops import out_sizes
-from qpass.backends.native.conv_pack import layout, unpack_conv
+from qpass.backends.native.conv_pack import layout, merged, unpack_conv
 from qpass.backends.native.images import channels_last, strides, three
 from qpass.graphs import constant
 
@@ -45,7 +45,8 @@ class Geometry:
         )
         lists = ((spatial, 1), (out, 1), (self.kernel, 1), (self.stride, 1), (self.padding, 0), (self.dilation, 1))
         flat = [v for values, filler in lists for v in three(values, filler)]
-        return (batch, self.n, *out), [batch, channels, self.n, self.groups, *flat]
+        merges = 1 if channels == self.n == self.groups else merged(self.n // self.groups, self.groups)
+        return (batch, self.n, *out), [batch, channels, self.n, self.groups // merges, *flat]
 
 
 def conv_call(node: fx.Node, kernel: Callable[[str], Callable[[bytes], None]]) -> tuple[Callable[..., Any], tuple]:

@@ -4,7 +4,8 @@
     folded      the same, the taps along the last axis and the channels being one run of kernel * C bytes
     depthwise   int8 [C / 64, taps / 4, 4, 16, 4]                lane 4 q + e of vector j: channel 16 q + 4 j + e
 
-Everything is zero padded. A group is a set of output channels that read the same inputs.
+Everything is zero padded. A group is a set of output channels that read the same inputs. Groups of few outputs are merged to
+one whose weights are zero where an output and an input were of different groups: sixteen outputs cost as much as one.
 """
 
 from __future__ import annotations
@@ -46,13 +47,36 @@ def pack_conv(weight: Tensor, groups: int, transposed: bool) -> Tensor:
             taps = _padded(taps.view(groups, 3, 3).transpose(1, 2), (1, 1, 4)).flatten(1)
         taps = _padded(taps, (PANEL, 4))
         return taps.view(-1, 4, 4, 4, taps.shape[1] // 4, 4).permute(0, 4, 2, 1, 3, 5).flatten(3, 4).contiguous()
+    runs = split.movedim(2, -1)
     if layout(inputs, outputs, kernel, groups, transposed) == "folded":
-        runs = split.movedim(2, -1).reshape(groups, outputs, -1, kernel[-1] * inputs)
+        runs = runs.reshape(groups, outputs, -1, kernel[-1] * inputs)
     else:
-        runs = split.movedim(2, -1).reshape(groups, outputs, -1, inputs)
-    width = panel_width(outputs)
+        runs = _merged(runs.reshape(groups, outputs, -1, inputs), merged(outputs, groups))
+    width = panel_width(runs.shape[1])
     runs = _padded(runs, (1, width, 1, 4))
-    return runs.view(groups, -1, width, runs.shape[2], runs.shape[3] // 4, 4).permute(0, 1, 3, 4, 2, 5).contiguous()
+    return (
+        runs.view(runs.shape[0], -1, width, runs.shape[2], runs.shape[3] // 4, 4).permute(0, 1, 3, 4, 2, 5).contiguous()
+    )
+
+
+def merged(outputs: int, groups: int) -> int:
+    """How many groups of so many outputs are computed as one."""
+    return max(m for m in range(1, max(1, LANES // outputs) + 1) if groups % m == 0)
+
+
+def _merged(runs: Tensor, count: int) -> Tensor:
+    """[groups / count, count * outputs, taps, count * inputs] from [groups, outputs, taps, inputs]."""
+    groups, outputs, taps, inputs = runs.shape
+    wide = torch.zeros(groups // count, count, outputs, taps, count, inputs, dtype=runs.dtype)
+    for i in range(count):
+        wide[:, i, :, :, i] = runs[i::count]
+    return wide.flatten(4, 5).flatten(1, 2)
+
+
+def _unmerged(runs: Tensor, count: int) -> Tensor:
+    """The inverse of _merged."""
+    split = runs.unflatten(3, (count, -1)).unflatten(1, (count, -1))
+    return torch.stack([split[:, i, :, :, i] for i in range(count)], 1).flatten(0, 1)
 
 
 def panel_width(outputs: int) -> int:
@@ -70,8 +94,10 @@ def unpack_conv(packed: Tensor, channels: int, n: int, kernel: list[int], groups
             flat = flat.view(groups, 3, 4)[:, :, :3].transpose(1, 2).flatten(1)
         return flat[:, :taps].reshape(groups, 1, 1, *kernel)
     flat = packed.permute(0, 1, 4, 2, 3, 5).flatten(4, 5).flatten(1, 2)
+    count = groups // packed.shape[0]
     run = taps * inputs // packed.shape[2]
-    return flat[:, :outputs, :, :run].reshape(groups, outputs, *kernel, inputs).movedim(-1, 2)
+    runs = _unmerged(flat[:, : count * outputs, :, : count * run], count)
+    return runs.reshape(groups, outputs, *kernel, inputs).movedim(-1, 2)
 
 
 def ungrouped(split: Tensor, transposed: bool) -> Tensor:
