@@ -50,11 +50,13 @@ void finish_as(const Conv& p, const int32_t* sums, int64_t ld, const int64_t* at
 using FinishAs = void (*)(const Conv&, const int32_t*, int64_t, const int64_t*, const int32_t*, int, int64_t, int64_t);
 constexpr FinishAs FINISH_AS[] = {finish_as<NONE>,       finish_as<RELU>,      finish_as<GELU>,        finish_as<GELU_TANH>,
                                   finish_as<SILU>,       finish_as<GELU_SHORT>, finish_as<RELU6>,       finish_as<HARDSWISH>,
-                                  finish_as<HARDSIGMOID>, finish_as<SIGMOID>,   finish_as<PRELU>};
+                                  finish_as<HARDSIGMOID>, finish_as<SIGMOID>,   finish_as<PRELU>,
+                                  finish_as<SILU_SHORT>, finish_as<SIGMOID_SHORT>};
 
 void finish(const Conv& p, const int32_t* sums, int64_t ld, const int64_t* at, const int32_t* sample, int rows, int64_t n,
             int64_t columns) {
-  FINISH_AS[p.act](p, sums, ld, at, sample, rows, n, columns);
+  const int act = p.out_type == U8 ? short_for_codes(p.act, p.out_inverse) : p.act;
+  FINISH_AS[act](p, sums, ld, at, sample, rows, n, columns);
 }
 
 }  // namespace qpass

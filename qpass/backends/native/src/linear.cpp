@@ -59,8 +59,6 @@ void finish(const Linear& p, const int32_t* sums, int64_t row, int rows, int64_t
 using Finish = void (*)(const Linear&, const int32_t*, int64_t, int, int64_t);
 constexpr Finish FINISH[] = {finish<NONE>, finish<RELU>, finish<GELU>, finish<GELU_TANH>, finish<SILU>, finish<GELU_SHORT>};
 
-constexpr float WIDE_STEP = 2e-3f;  // output steps from which on GELU_SHORT errs by at most a seventh of one
-
 // int8 [K][64] -> f32
 void to_floats(const int8_t* w, int64_t k, std::vector<float>& out) {
   out.resize(k * COLUMNS);
@@ -107,7 +105,7 @@ void qpass_pack_weight(const int8_t* weight, int8_t* packed, int64_t n, int64_t 
 
 void qpass_linear(const qpass::Linear* args) {
   qpass::Linear p = *args;
-  if (p.act == qpass::GELU && p.out_type == qpass::U8 && p.out_inverse * qpass::WIDE_STEP < 1) p.act = qpass::GELU_SHORT;
+  if (p.act == qpass::GELU && p.out_type == qpass::U8) p.act = qpass::short_for_codes(p.act, p.out_inverse);
   if (p.m == 0 || p.n == 0) return;
   const int64_t panels = (p.n + qpass::COLUMNS - 1) / qpass::COLUMNS;
   const int64_t wanted = 3 * p.threads;

@@ -68,7 +68,22 @@ inline __m512 sigmoid(__m512 x) {
 enum Activation {
   NONE = 0, RELU = 1, GELU = 2, GELU_TANH = 3, SILU = 4, GELU_SHORT = 5,
   RELU6 = 6, HARDSWISH = 7, HARDSIGMOID = 8, SIGMOID = 9, PRELU = 10,  // convolutions only; PRELU is done where slopes are known
+  SILU_SHORT = 11, SIGMOID_SHORT = 12,
 };
+
+// An activation for results that are rounded to steps of 1 / inverse: where these are wide, a shorter one that errs by at most a
+// seventh of one (GELU_SHORT) or a twentieth.
+inline int short_for_codes(int act, float inverse) {
+  constexpr float WIDE_STEP = 2e-3f;
+  if (inverse * WIDE_STEP >= 1) return act;
+  return act == GELU ? GELU_SHORT : act == SILU ? SILU_SHORT : act == SIGMOID ? SIGMOID_SHORT : act;
+}
+
+// relative error 1.5e-4
+inline __m512 sigmoid_short(__m512 x) {
+  const __m512 e = exp2_short(_mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f)));
+  return _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1.0f), e));
+}
 
 // x Phi(x), absolute error 3e-4: a minimax polynomial for (Phi(x) - 0.5) / x on [-3.8, 3.8], where Phi is taken to be 0 or 1
 // from. For results that are rounded to steps much wider than that.
@@ -110,6 +125,8 @@ inline __m512 activate(__m512 x) {
   if (ACT == HARDSWISH) return _mm512_mul_ps(x, hardsigmoid(x));
   if (ACT == HARDSIGMOID) return hardsigmoid(x);
   if (ACT == SIGMOID) return sigmoid(x);
+  if (ACT == SILU_SHORT) return _mm512_mul_ps(x, sigmoid_short(x));
+  if (ACT == SIGMOID_SHORT) return sigmoid_short(x);
   return x;
 }
 
