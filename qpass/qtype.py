@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -72,7 +72,13 @@ class QType:
 
     def __str__(self) -> str:
         """The text that parses back to this type."""
-        suffix = {"tensor": "t", "channel": f"c{self.axis}", "group": f"g{self.group}", "token": "token", "sample": "sample"}
+        suffix = {
+            "tensor": "t",
+            "channel": f"c{self.axis}",
+            "group": f"g{self.group}",
+            "token": "token",
+            "sample": "sample",
+        }
         return f"{self.number}/{suffix[self.granularity]}"
 
     @property
@@ -120,8 +126,8 @@ def _why_not(t: QType) -> str | None:
         return "a float type has 8 bits, is signed, and has 3 (e4m3) or 2 (e5m2) mantissa bits"
     if not t.is_float and not (2 <= t.bits <= 8 and t.mantissa == 0):
         return f"an integer type has 2 to 8 bits and no mantissa, not {t.bits} bits and mantissa {t.mantissa}"
-    if t.granularity not in ("tensor", "channel", "group", "token"):
-        return f"granularity is tensor, channel, group or token, not {t.granularity!r}"
+    if t.granularity not in get_args(Granularity):
+        return f"granularity is tensor, channel, group, token or sample, not {t.granularity!r}"
     if (t.granularity == "channel") != (t.axis is not None) or (t.axis or 0) < 0:
         return f"an axis of 0 or more goes with granularity channel, not {t.axis} with {t.granularity}"
     if (t.granularity == "group") != (t.group is not None) or t.group == 0 or (t.group or 1) < 0:
