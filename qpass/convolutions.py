@@ -10,12 +10,12 @@ The lists have one number for each spatial axis. Padding modes other than zeros 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
 
 from qpass.arity import full_arity
+from qpass.geometry import Geometry
 from qpass.graphs import add_call
 from qpass.products import aten
 
@@ -23,32 +23,6 @@ PLAIN = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 NAMED_PADDING = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 CONVOLUTION = aten.convolution.default
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How a convolution walks over its input; every tuple has one number for each spatial axis.
-
-    weight: [N, C / groups, *kernel], or [C, N / groups, *kernel] where transposed.
-    """
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    transposed: bool
-    output_padding: tuple[int, ...]
-    groups: int
-
-    @property
-    def axes(self) -> int:
-        """Number of spatial axes."""
-        return len(self.kernel)
-
-    @property
-    def operation(self) -> str:
-        """`conv2d`, `conv_transpose1d`, ..."""
-        return f"conv_transpose{self.axes}d" if self.transposed else f"conv{self.axes}d"
 
 
 def geometry(node: fx.Node) -> Geometry:
