@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from qpass.arity import full_arity
 from qpass.geometry import Geometry
@@ -23,6 +23,7 @@ PLAIN = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 NAMED_PADDING = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 CONVOLUTION = aten.convolution.default
+MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def geometry(node: fx.Node) -> Geometry:
@@ -30,6 +31,16 @@ def geometry(node: fx.Node) -> Geometry:
     _, weight, _, stride, padding, dilation, transposed, output_padding, groups = node.args
     lists = (tuple(values) for values in (weight.meta["val"].shape[2:], stride, padding, dilation))
     return Geometry(*lists, bool(transposed), tuple(output_padding), int(groups))
+
+
+def geometry_of_module(module: nn.Module) -> Geometry:
+    """The geometry of the convolution that a module of MODULES computes, without pads of its own (padding_mode)."""
+    padding = module.padding
+    if isinstance(padding, str):
+        reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        padding = tuple(r // 2 if padding == "same" else 0 for r in reach)
+    lists = (tuple(values) for values in (module.kernel_size, module.stride, padding, module.dilation))
+    return Geometry(*lists, module.transposed, tuple(module.output_padding), module.groups)
 
 
 def is_convolution(node: object) -> bool:

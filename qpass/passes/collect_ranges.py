@@ -19,6 +19,7 @@ from qpass.convolutions import geometry, is_convolution
 from qpass.errors import QpassError
 from qpass.geometry import Geometry
 from qpass.observations import Observations, Observed
+from qpass.passes.conv_values import OUTPUT
 from qpass.patches import patches
 from qpass.ranges import Range
 
@@ -100,8 +101,9 @@ class CollectRanges(fx.Interpreter):
         self.extra_traceback = False  # errors name the site; fx would append its own lines to them
         self.into, self.batch, self.watching = into, batch, watching
         self.reads = {node: (name, node.args[0]) for name, node in sites.items() if ":linear." in name}
-        self.convolutions = {node: (name, geometry(node)) for name, node in sites.items() if is_convolution(node)}
-        self.outputs = {node: name for name, node in sites.items() if name.endswith(".output")}
+        self.outputs = {node: name for name, node in sites.items() if name.endswith(OUTPUT)}
+        own = {name: node for name, node in sites.items() if is_convolution(node) and not name.endswith(OUTPUT)}
+        self.convolutions = {node: (name, geometry(node)) for name, node in own.items()}
         self.names = self._group_names(gm)
         for name, group in self.names.items():
             into.groups.setdefault(name, group)

@@ -21,6 +21,7 @@ from qpass.graphs import single_user
 
 aten = torch.ops.aten
 
+OUTPUT = ".output"  # what is added to the name of a site
 BATCH_NORM = aten.batch_norm.default
 ADDS = (aten.add.Tensor,)
 ACTIVATIONS = (
@@ -79,7 +80,9 @@ def _is_product(node: fx.Node) -> bool:
     """A convolution, or its batch norm, with one reader."""
     if single_user(node) is None:
         return False
-    return is_convolution(node) or (node.target is BATCH_NORM and is_convolution(node.args[0]) and single_user(node.args[0]) is node)
+    return is_convolution(node) or (
+        node.target is BATCH_NORM and is_convolution(node.args[0]) and single_user(node.args[0]) is node
+    )
 
 
 def _same_shape(a: fx.Node, b: fx.Node) -> bool:
@@ -99,5 +102,5 @@ def outputs_to_quantize(gm: fx.GraphModule) -> dict[str, fx.Node]:
         value = chain_end(node, order)
         readers = list(value.users)
         if any(user.target in READERS for user in readers) and not any(user.op == "output" for user in readers):
-            found[f"{node.meta['site']}.output"] = value
+            found[node.meta["site"] + OUTPUT] = value
     return found
