@@ -5,7 +5,7 @@
     conv_transpose1d, conv_transpose2d, ...3d       ->   convolution(..., transposed=True)
     conv2d of [C, H, W], without a batch            ->   squeeze(convolution(unsqueeze(x, 0), ...), 0)
 
-The lists have one number for each spatial axis. Padding modes other than zeros are pads of their own in front already.
+A named padding of a kernel whose size is not known stays as it is. The lists have one number for each spatial axis. Padding modes other than zeros are pads of their own in front already.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ def to_convolution(gm: fx.GraphModule, node: fx.Node) -> None:
     x, weight, bias = args[:3]
     axes = weight.meta["val"].dim() - 2
     zeros = [0] * axes
+    if node.target in NAMED_PADDING and not all(isinstance(size, int) for size in weight.meta["val"].shape[2:]):
+        return
     if node.target in TRANSPOSED:
         stride, padding, output_padding, groups, dilation = args[3:8]
         rest = (_each(stride, axes), _each(padding, axes), _each(dilation, axes), True, _each(output_padding, axes), groups)
