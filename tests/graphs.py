@@ -4,6 +4,7 @@ import torch
 
 from qpass.backends import backend_named
 from qpass.capture import capture, front_end, tensor_names
+from qpass.graphs import add_constant
 from qpass.passes import ORDER
 from qpass.pipeline import Context, run_pipeline
 from qpass.sites import SiteNames
@@ -23,6 +24,19 @@ def captured(model, *inputs):
     front_end(model, backend)(*inputs)
     (result,) = found
     return result
+
+
+def frozen(gm, values):
+    """The same graph with the model's own tensors as constants, as a compiled model has them, and the values left."""
+    left = []
+    for node, value in zip(named_ops(gm, "placeholder"), values, strict=True):
+        if "value" not in node.meta:
+            left.append(value)
+            continue
+        node.replace_all_uses_with(add_constant(gm, node.meta["fqn"], node.meta["value"], node))
+        gm.graph.erase_node(node)
+    gm.recompile()
+    return gm, left
 
 
 def lowered(model, plan, *inputs, backend="cpu", until="layout"):
@@ -47,6 +61,10 @@ def run(gm, values):
 def targets(gm):
     """What a graph calls, in order."""
     return [node.target for node in gm.graph.nodes if node.op == "call_function"]
+
+
+def named_ops(gm, op):
+    return [node for node in gm.graph.nodes if node.op == op]
 
 
 def named(gm, target):
