@@ -1,9 +1,9 @@
-"""Fused convolutions on oneDNN: static int8, with what its kernels take of the epilogue, the rest as generated pointwise work.
+"""Fused convolutions on oneDNN: static int8, with what its kernels take of the epilogue, the rest as pointwise work.
 
-    qpass.conv(x u8/t, w i8/c0, b, other u8/t, relu, -> u8)   ->   onednn.qconv2d_pointwise.binary, summed onto `other` in place
+    qpass.conv(x u8/t, w i8/c0, b, other u8/t, relu, -> u8)   ->   onednn.qconv2d_pointwise.binary, summed onto `other`
     qpass.conv(x u8/t, w i8/c0, b, act, -> f32 | bf16 | u8)   ->   onednn.qconv2d_pointwise
 
-The sum overwrites `other`; where somebody else reads it, a copy is summed onto.
+The sum overwrites `other`; where its memory is read by somebody else, or as x, a copy is summed onto.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from qpass.backends.onednn import ACTIVATION_CALLS
 from qpass.conv_ops import conv_shape
-from qpass.graphs import add_call, add_constant, constant
+from qpass.graphs import add_call, add_constant, constant, is_view
 
 aten = torch.ops.aten
 onednn = torch.ops.onednn
@@ -48,7 +48,9 @@ def why_not(node: fx.Node) -> str | None:
         return "oneDNN has no transposed convolution of integers"
     if not weight_type.startswith("i8"):
         return f"oneDNN multiplies weights of i8, not {weight_type}"
-    if any(constant(node.args[i]) is None for i in (4, 5)) or (node.args[7] is not None and constant(node.args[7]) is None):
+    if any(constant(node.args[i]) is None for i in (4, 5)) or (
+        node.args[7] is not None and constant(node.args[7]) is None
+    ):
         return "its weight or bias is not a constant of the graph"
     if node.args[16] not in ("", "u8/t"):
         return f"oneDNN writes u8/t, not {node.args[16]}"
@@ -83,7 +85,9 @@ def _summable(node: fx.Node) -> bool:
     """The sum is made in place: the addend is an image of the result's own type."""
     other, other_type, out_type, dtype = node.args[8], node.args[11], node.args[16], node.args[17]
     two_axes = other.meta["val"].dim() == 4
-    return two_axes and ((other_type == "u8/t" and out_type == "u8/t") or (not other_type and not out_type and dtype is torch.float32))
+    return two_axes and (
+        (other_type == "u8/t" and out_type == "u8/t") or (not other_type and not out_type and dtype is torch.float32)
+    )
 
 
 def _call(gm: fx.GraphModule, node: fx.Node, scale: float, zero: int, dtype: torch.dtype, act: str, other) -> fx.Node:
@@ -107,15 +111,43 @@ def _call(gm: fx.GraphModule, node: fx.Node, scale: float, zero: int, dtype: tor
     else:
         quantized = bool(node.args[11])
         at = (float(_held(node.args[9])), int(_held(node.args[10]))) if quantized else (1.0, 0)
-        if len(other.users) > 1 or other.op != "call_function":
+        if not _is_own(other, node):
             other = add_call(gm, aten.clone.default, (other,), node)
-        args = (x, x_scale, x_zero, *constants, other, bias, *walk, scale, zero, dtype, *at, "sum", 1.0, post, scalars, "")
+        args = (
+            x,
+            x_scale,
+            x_zero,
+            *constants,
+            other,
+            bias,
+            *walk,
+            scale,
+            zero,
+            dtype,
+            *at,
+            "sum",
+            1.0,
+            post,
+            scalars,
+            "",
+        )
         target = SUM
     with gm.graph.inserting_before(node):
         call = gm.graph.call_function(target, args)
     call.meta = {key: node.meta[key] for key in ("nn_module_stack", "site") if key in node.meta}
     call.meta["val"] = _image(node, weight, dtype)
     return call
+
+
+def _is_own(other: fx.Node, node: fx.Node) -> bool:
+    """Whether the memory of an addend is read by its sum alone, which may then overwrite it."""
+    if sum(value is other for value in node.args) > 1:
+        return False
+    while other.op == "call_function" and len(other.users) == 1:
+        if not is_view(other):
+            return True
+        other = other.args[0]
+    return False
 
 
 def _image(node: fx.Node, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -130,7 +162,9 @@ def _epilogue(gm: fx.GraphModule, node: fx.Node, y: fx.Node) -> fx.Node:
     other, other_scale, other_zero, other_type, act, slope, out_scale, out_zero, out_type, dtype = node.args[8:18]
     if other is not None:
         if other_type:
-            other = add_call(gm, Q.dequantize.default, (other, other_scale, other_zero, other_type, torch.float32), node)
+            other = add_call(
+                gm, Q.dequantize.default, (other, other_scale, other_zero, other_type, torch.float32), node
+            )
         y = add_call(gm, aten.add.Tensor, (y, other), node)
     if slope is not None:
         y = add_call(gm, aten.prelu.default, (y, slope), node)
