@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import qpass
-from qpass.backends import cpu
+from qpass.backends import cpu, native
 from qpass.passes.layout import is_channels_last
 from tests.graphs import lowered, real
 from tests.models import relative
@@ -117,6 +117,7 @@ def copies(gm):
     return [n for n in behind if any(n in sources(p) for p in made)]
 
 
+@pytest.mark.skipif(native.unavailable() is not None, reason=f"the max pool is torch's: {native.unavailable()}")
 @pytest.mark.parametrize("name", NETS)
 def test_no_copies_between_layers(name):
     _, plan, _ = build(name)
