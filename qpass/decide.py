@@ -246,6 +246,4 @@ def _weight(named: Mapping[str, Tensor], decision: Decision) -> Tensor:
 
 
 def _turned(packed: Packed) -> Packed:
-    return dataclasses.replace(
-        packed, data=packed.data.t().contiguous(), type=dataclasses.replace(packed.type, axis=1)
-    )
+    return dataclasses.replace(packed, data=packed.data.t().contiguous(), type=dataclasses.replace(packed.type, axis=1))

@@ -23,7 +23,7 @@ from qpass.schemes import Recipe, Scheme
 from qpass.solvers.convolution import solve_convolution
 from qpass.storage import fingerprint
 
-FLOAT_TYPE = "sites are quantized to integers of 2 to 8 bits; {} has other types"
+FLOAT_TYPE = "weights and inputs become integers of 2 to 8 bits; {} has other types"
 
 
 def why_type(scheme: Scheme) -> str | None:

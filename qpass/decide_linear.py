@@ -3,6 +3,8 @@
     w8a8, w6a8, w4a16-c     iN/c0
     w4a8                    i4/g128  ->  i4/c0     where 128 does not divide K, or the weight is held as [K, N]
     w4a16                   u4/g128  ->  i4/c0     the same
+
+Weights that are rounded together, since they read one input, have one type.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("", "__main__", "api", "backend_entry", "cli", "demo", "legacy", "persist", "texts"),
     ("inspect",),
-    ("calibrate", "checks", "decide", "profit", "runtime", "timing", "watch"),
+    ("calibrate", "checks", "decide", "decide_linear", "profit", "runtime", "timing", "watch"),
     ("passes", "backends", "solvers"),
     ("pipeline", "verify"),
     ("canonical", "capture", "graph_text", "graphs", "guards", "install", "products", "rewrite", "sites"),

@@ -145,7 +145,7 @@ def _(w, ws, wt, wd, i, padding, scaled, sparse):
 
 @rule
 def grouped_lookup(w, ws, wz, wt, wd, i, padding, scaled, sparse):
-    """embedding(dequantize(w), i)  ->  dequantize(embedding(w, i)): only the rows that are read
+    """embedding(dequantize(w), i)  ->  dequantize(embedding(w, i), embedding(scale, i)): only the rows that are read
 
     1. scales of groups of each row, with zero points or without.
     """
@@ -154,13 +154,14 @@ def grouped_lookup(w, ws, wz, wt, wd, i, padding, scaled, sparse):
 
 
 @grouped_lookup.check
-def _(wt, wz, **_):
-    return None if "/g" in wt and wz is None else f"a table of {wt} has no scales of groups in its rows"
+def _(wt, **_):
+    return None if "/g" in wt else f"a table of {wt} has no scales of groups in its rows"
 
 
 @grouped_lookup.to
 def _(w, ws, wz, wt, wd, i, padding, scaled, sparse):
-    return Q.dequantize.default(aten.embedding.default(w, i), aten.embedding.default(ws, i), None, wt, wd)
+    zero = None if wz is None else aten.embedding.default(wz, i)
+    return Q.dequantize.default(aten.embedding.default(w, i), aten.embedding.default(ws, i), zero, wt, wd)
 
 
 LINEAR = (integer_linear, weight_only_linear, packed_lookup, grouped_lookup)

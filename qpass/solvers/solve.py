@@ -7,6 +7,8 @@
 4. rounding with steps of channels or groups (GPTQ on that covariance, or to nearest);
 5. the bias that leaves the mean of every output where it was:  b* = b + W mean(x) - W_q mean(x').
 
+Where the input stays float, only 4: on its second moments E[x x^T], since the bias stays what it was.
+
 Statistics are those of the float model, from one pass.
 """
 
@@ -56,9 +58,14 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
 
     splits: the input is the activation of another linear, so its channels may be split.
     """
-    if observed is None or observed.moment is None or not observed.rows or scheme.activation is None:
+    if observed is None or observed.moment is None or not observed.rows:
         return _plain(weights, scheme, observed)
     stacked = torch.cat([w.float() for w in weights])
+    counts = [w.shape[0] for w in weights]
+    if scheme.activation is None:
+        params = best_qparams(stacked, scheme.weight)
+        codes = rounded(stacked, observed.moment / observed.rows, 0.0, params, scheme.solver)
+        return Solution(_split(codes, params, counts, None), (None,) * len(counts))
     c, v = torch.zeros(stacked.shape[1]), torch.ones(stacked.shape[1])
     if free and scheme.smooth is not None:
         c = shift(observed, scheme.dynamic)
@@ -73,11 +80,8 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
     mean = observed.mean if scheme.bias == "mean" else torch.zeros(len(v), dtype=torch.float64)
     shifted = stacked.double() @ mean - real @ ((mean - c.double()) * v.double())
     factor = v if free and scheme.smooth is not None else None
-    counts = [w.shape[0] for w in weights]
-    zeros = (None,) * len(counts) if params.zero is None else params.zero.split(counts)
-    parts = zip(codes.split(counts), params.scale.split(counts), zeros, strict=True)
     return Solution(
-        tuple(Packed(code.contiguous(), step.contiguous(), scheme.weight, factor, zero) for code, step, zero in parts),
+        _split(codes, params, counts, factor),
         shifted.float().split(counts),
         scale,
         zero,
@@ -92,6 +96,13 @@ def rounded(weight: Tensor, covariance: Tensor, noise: float, params: QParams, s
         noisy = covariance + noise * torch.eye(len(covariance), dtype=torch.float64)
         return gptq(weight, noisy, params)
     return affine.quantize(weight, params.scale, params.zero, params.type)
+
+
+def _split(codes: Tensor, params: QParams, counts: list[int], factor: Tensor | None) -> tuple[Packed, ...]:
+    """The rows of several weights, each as a weight of its own."""
+    zeros = (None,) * len(counts) if params.zero is None else params.zero.split(counts)
+    parts = zip(codes.split(counts), params.scale.split(counts), zeros, strict=True)
+    return tuple(Packed(code.contiguous(), step.contiguous(), params.type, factor, zero) for code, step, zero in parts)
 
 
 def _plain(weights: list[Tensor], scheme: Scheme, observed: Observed | None) -> Solution:
