@@ -99,8 +99,7 @@ def _never_slower(model: nn.Module, target: nn.Module, plan: Plan, example: Batc
     """Runs in float, through torch.compile, where that is faster: nothing quantized, or gains too small to be sure."""
     args, kwargs = call_arguments(example, "example_inputs")
     eager = profit.whole_model_us(lambda: eager_call(model, *args, **kwargs))
-    judged = [d for d in plan.quantized if d.input_type is not None and d.rows and d.operation == "linear"]
-    timings = [profit.timing(d, backend) for d in judged]
+    timings = [profit.timing(d, backend) for d in plan.quantized if d.input_type is not None and d.rows]
     gain = sum(t.float_us - t.integer_us for t in timings)
     if plan.quantized and gain > CLEAR_GAIN * eager:
         return

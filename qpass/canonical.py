@@ -3,8 +3,7 @@
 1. arguments are positional at full arity (defaults written out);
 2. what does nothing at inference is dropped: dropout, detach, alias, a cast to the same type, a view to the same shape;
 3. every product of an activation with a matrix of the model is a `linear` (products.py);
-4. every convolution is an `aten.convolution` (convolutions.py);
-5. an in-place activation or sum whose input nobody else reads becomes the plain one.
+4. an in-place activation whose input nobody else reads becomes the plain one.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, fx
 
 from qpass.arity import full_arity
-from qpass.convolutions import to_convolution
 from qpass.products import to_linear
 
 aten = torch.ops.aten
@@ -37,9 +35,6 @@ IN_PLACE = (
     (aten.sigmoid_.default, aten.sigmoid.default),
     (aten.tanh_.default, aten.tanh.default),
     (aten.leaky_relu_.default, aten.leaky_relu.default),
-    (aten.hardsigmoid_.default, aten.hardsigmoid.default),
-    (aten.add_.Tensor, aten.add.Tensor),
-    (aten.mul_.Tensor, aten.mul.Tensor),
     (aten.dropout_.default, aten.dropout.default),
 )
 DROPOUTS = (aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.alpha_dropout.default)
@@ -56,7 +51,6 @@ def canonicalize(gm: fx.GraphModule) -> fx.GraphModule:
             gm.graph.erase_node(node)
             continue
         to_linear(gm.graph, node)
-        to_convolution(gm, node)
     for node in gm.graph.nodes:
         if node.op == "call_function":
             node.args, node.kwargs = full_arity(node.target, node.args, node.kwargs)
@@ -76,22 +70,8 @@ def is_impure(node: fx.Node) -> bool:
 def _make_functional(node: fx.Node) -> None:
     plain = dict(IN_PLACE).get(node.target)
     source = node.args[0] if node.args else None
-    if plain is None or not isinstance(source, fx.Node) or source.op != "call_function" or len(source.users) != 1:
-        return
-    if not _is_view(source) and all(_like(i, source) for i in node.all_input_nodes):
+    if plain is not None and isinstance(source, fx.Node) and source.op == "call_function" and len(source.users) == 1:
         node.target = plain
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether a node's result shares memory with its input, or may."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is None or any(r.alias_info is not None for r in schema.returns)
-
-
-def _like(node: fx.Node, source: fx.Node) -> bool:
-    """Whether an operand leaves the dtype of the result that of `source`."""
-    value, own = node.meta.get("val"), source.meta["val"]
-    return isinstance(value, Tensor) and value.dtype == own.dtype and value.dim() <= own.dim()
 
 
 def _unchanged(node: fx.Node) -> fx.Node | None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from qpass.decide_conv import image_groups, output_decision, quantize_convolutions, why_type
 from qpass.observations import Observations, Observed
 from qpass.packing import Packed
 from qpass.passes.other_sites import why_not
@@ -36,18 +35,15 @@ def decide(
     observations: Observations,
 ) -> Plan:
     """The plan for the sites of a model, in the order given."""
-    recipe.check([name for name, info in sites.items() if info.operation == "linear" or info.walk] or list(sites))
+    recipe.check([name for name in sites if ":linear." in name] or list(sites))
     weights = dict(model.named_parameters(remove_duplicate=False)) if isinstance(model, nn.Module) else model
     plan = Plan(recipe.default, parameters=sum({id(p): p.numel() for p in weights.values()}.values()))
     solved: dict[str, Decision] = {}
     first = _first_readers(sites, recipe)
     for members in _groups(sites, observations):
         solved |= _decide_group(weights, members, recipe, observations, first)
-    for members in image_groups(sites, observations):
-        solved |= _decide_images(weights, members, recipe, observations)
     for name, info in sites.items():
-        if name in solved or info.operation != "output":
-            plan.decisions[name] = solved.get(name) or _other(info)
+        plan.decisions[name] = solved.get(name) or _other(info)
     if any(d.input_type is not None for d in plan) and fast_bfloat16():
         plan.attention = torch.bfloat16
     return plan
@@ -125,32 +121,6 @@ def _decide_group(
     return found
 
 
-def _decide_images(
-    weights: Mapping[str, Tensor], members: list[SiteInfo], recipe: Recipe, observations: Observations
-) -> dict[str, Decision]:
-    """Convolutions that read one value, and outputs that share its scale."""
-    found: dict[str, Decision] = {}
-    by_scheme: dict[Scheme, list[Decision]] = {}
-    observed = _seen(members, observations)
-    for info in members:
-        scheme = recipe.scheme_for(info.name.removesuffix(".output"))
-        if info.operation == "output":
-            decision = output_decision(info, scheme, observed, observations.groups.get(info.name, info.name))
-            found |= {} if decision is None else {info.name: decision}
-            continue
-        decision = _describe(weights, info, observations)
-        why = _why_weight(weights, decision) or why_float(decision, scheme, observed)
-        if why or scheme is None:
-            found[info.name] = decision.as_float(why or BY_RECIPE)
-        else:
-            by_scheme.setdefault(scheme, []).append(decision)
-    infos = {info.name: info for info in members}
-    for scheme, decisions in by_scheme.items():
-        done = quantize_convolutions(weights, infos, decisions, scheme, observations, observed)
-        found |= {d.site: d for d in done}
-    return found
-
-
 def _describe(weights: Mapping[str, Tensor], info: SiteInfo, observations: Observations) -> Decision:
     shape: tuple[int, ...] = ()
     if info.weight in weights:
@@ -169,17 +139,11 @@ def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | No
     """None where the scheme can quantize the site, or the sentence that says why not."""
     if scheme is None or scheme.weight is None:
         return BY_RECIPE
-    if decision.operation != "linear":
-        return why_type(scheme) or (NOT_REACHED if scheme.needs_calibration and _unseen(observed) else None)
     if str(scheme.weight) != "i8/c0" or (scheme.activation is not None and scheme.activation.number != "u8"):
         return LOW_BIT.format(f"{scheme.weight} with input {scheme.activation or 'float'}")
-    if scheme.needs_calibration and _unseen(observed):
+    if scheme.needs_calibration and (observed is None or not observed.rows):
         return NOT_REACHED
     return None
-
-
-def _unseen(observed: Observed | None) -> bool:
-    return observed is None or not observed.rows
 
 
 def _why_weight(weights: Mapping[str, Tensor], decision: Decision) -> str | None:
@@ -191,8 +155,7 @@ def _why_weight(weights: Mapping[str, Tensor], decision: Decision) -> str | None
     weight = weights[decision.weight]
     if not (weight.is_floating_point() and weight.dtype.itemsize > 1):
         return NOT_REAL.format(str(weight.dtype).removeprefix("torch."))
-    linear = decision.operation == "linear"
-    return NOT_A_MATRIX.format(weight.dim()) if linear and weight.dim() != 2 else None
+    return None if weight.dim() == 2 else NOT_A_MATRIX.format(weight.dim())
 
 
 def quantize_group(

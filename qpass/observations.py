@@ -40,11 +40,6 @@ class Observed:
             self.moment += (flat.t() @ flat).double()  # float32 batch sums in float64: the order does not matter
             self._keep(flat, row_hash(flat))
 
-    def add_range(self, x: Tensor, axis: int) -> None:
-        """One batch of which only the range is kept, with channels on `axis`."""
-        self.range = self.range.update(x, axis)
-        self.rows += x.numel() // max(x.shape[axis], 1)
-
     def merge(self, other: Observed) -> None:
         """Takes in what another worker saw."""
         self.range = self.range.merge(other.range)

@@ -15,10 +15,7 @@
    correct for; beside a float input, groups are asymmetric. 2-bit weights always are asymmetric: narrow
    signed has only 3 values.
 3. Inputs are unsigned with a zero point: oneDNN's fast int8 kernels take u8.
-4. Options follow after a comma or a space: `w8a8,range=mse,smooth=0.5,solver=gptq,equalize=none,bias=none`. range=auto:
-   minmax for linears, mse for convolutions. equalize: per-channel factors between convolutions (auto: from calibration;
-   weights: cross-layer equalization, from the weights alone; none). bias: mean corrects what rounding adds to the
-   mean of every output.
+4. Options follow after a comma or a space: `w8a8,range=mse,smooth=0.5,solver=gptq`.
 """
 
 from __future__ import annotations
@@ -35,8 +32,7 @@ from qpass.range_choice import parse_method
 
 NAMES = ("w8a8", "w8a8-dynamic", "w8a16", "w4a16", "w4a16-g32", "w4a8", "w4a8-dynamic", "fp8", "fp8-static")
 SOLVERS = ("rtn", "gptq")
-OPTIONS = ("range", "smooth", "solver", "equalize", "bias")
-CHOICES = {"solver": SOLVERS, "equalize": ("auto", "weights", "none"), "bias": ("mean", "none")}
+OPTIONS = ("range", "smooth", "solver")
 DEFAULT_GROUP = 128
 _EXPECTED = "w8a8, w8a8-dynamic, w8a16, w4a16, w4a16-g32, w4a8, fp8, fp8-static, or wNaM with 2 <= N, M <= 8"
 
@@ -56,11 +52,9 @@ class Scheme:
     weight: QType | None
     activation: QType | None
     dynamic: bool = False
-    range_method: str = "auto"
+    range_method: str = "minmax"
     smooth: float | Literal["auto"] | None = "auto"
     solver: str = "gptq"
-    equalize: str = "auto"
-    bias: str = "mean"
 
     @staticmethod
     def parse(text: str | Scheme) -> Scheme:
@@ -81,16 +75,9 @@ class Scheme:
         """The text that parses back to this scheme: its name, then the options that are not the default."""
         smooth = "none" if self.smooth is None else self.smooth
         options = (("range", self.range_method), ("smooth", smooth), ("solver", self.solver))
-        options = (*options, ("equalize", self.equalize), ("bias", self.bias))
-        defaults = ("auto", "auto", "gptq", "auto", "mean")
+        defaults = ("minmax", "auto", "gptq")
         given = (f"{key}={value}" for (key, value), default in zip(options, defaults, strict=True) if value != default)
         return ",".join((self.name, *given))
-
-    def range_for(self, operation: str) -> str:
-        """The range method for the inputs of an operation: `auto` is minmax for linears and mse for convolutions."""
-        if self.range_method != "auto":
-            return self.range_method
-        return "minmax" if operation == "linear" else "mse"
 
     @property
     def needs_calibration(self) -> bool:
@@ -157,16 +144,15 @@ def _with_option(scheme: Scheme, word: str, text: str) -> Scheme:
         hint = nearest(key, OPTIONS)
         raise QpassError(f"scheme {text!r}: {word!r} is no option; expected {expected}.{hint}")
     if key == "range":
-        if value != "auto":
-            parse_method(value)
+        parse_method(value)
         return replace(scheme, range_method=value)
     if key == "smooth":
         return replace(scheme, smooth=_parse_smooth(value, text))
-    if value not in CHOICES[key]:
+    if value not in SOLVERS:
         raise QpassError(
-            f"scheme {text!r}: {key} {value!r} is not one of {', '.join(CHOICES[key])}.{nearest(value, CHOICES[key])}"
+            f"scheme {text!r}: solver {value!r} is not one of {', '.join(SOLVERS)}.{nearest(value, SOLVERS)}"
         )
-    return replace(scheme, **{key: value})
+    return replace(scheme, solver=value)
 
 
 def _parse_smooth(value: str, text: str) -> float | Literal["auto"] | None:

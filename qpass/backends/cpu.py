@@ -3,7 +3,6 @@
     what                     AVX-512 VNNI           else
     qpass.linear             qpass.packed_linear    onednn.qlinear_pointwise
       of float and integers  qpass.weight_only_linear   the reference
-    qpass.conv               qpass.packed_conv      onednn.qconv_pointwise
     attention in bfloat16    qpass.attention        two bmm and a generated softmax
     pointwise, reductions    one generated kernel a region
 
@@ -23,15 +22,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from qpass.backends import Backend, attention, native, onednn, onednn_conv
+from qpass.backends import Backend, attention, native, onednn
 from qpass.backends.emit import emit
 from qpass.backends.inductor import compile_region
-from qpass.backends.laid_out import laid_out_calls
-from qpass.backends.native import conv_lower
 from qpass.backends.native import lower as native_lower
 from qpass.backends.native.absorb import absorb
 from qpass.backends.native.calls import native_calls
-from qpass.backends.native.conv_calls import CALLS as CONV_CALLS
 from qpass.backends.regions import extract, find_regions, replace_regions, signature
 from qpass.graphs import constant
 
@@ -93,19 +89,6 @@ def lower_attention(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     return native_lower.lower_attention(gm, node)
 
 
-def why_not_conv(node: fx.Node) -> str | None:
-    """None where this backend can run a fused convolution, or the sentence that says why not."""
-    native_says = conv_lower.why_not_conv(node)
-    return None if native_says is None else onednn_conv.why_not(node) and native_says
-
-
-def lower_conv(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """The nodes that compute a fused convolution, in front of `node`; returns the last."""
-    if conv_lower.why_not_conv(node) or (has_amx() and onednn_conv.why_not(node) is None):
-        return onednn_conv.lower_conv(gm, node)
-    return conv_lower.lower_conv(gm, node)
-
-
 KERNELS: dict[str, Callable[..., Any]] = {}  # of this process: another capture or model finds them by signature
 
 
@@ -122,8 +105,8 @@ def finish(gm: fx.GraphModule) -> Callable[..., Any]:
     nodes = replace_regions(gm, regions)
     calls = {node: (KERNELS[key], node.args) for node, key in zip(nodes, wanted, strict=True)}
     if native.unavailable() is None:
-        calls |= native_calls(gm, CONV_CALLS)
-    return emit(gm, calls | laid_out_calls(gm, calls))
+        calls |= native_calls(gm)
+    return emit(gm, calls)
 
 
 @functools.cache
@@ -152,8 +135,6 @@ def unavailable() -> str | None:
 
 LOWERINGS = (
     (Q.linear.default, why_not_linear, lower_linear),
-    (Q.conv.default, why_not_conv, lower_conv),
-    (Q.max_pool.default, conv_lower.why_not_max_pool, conv_lower.lower_max_pool),
     (aten.scaled_dot_product_attention.default, why_not_attention, lower_attention),
 )
 TARGETS = tuple(target for target, _, _ in LOWERINGS)
@@ -169,5 +150,4 @@ def lower(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     return next(build(gm, node) for target, _, build in LOWERINGS if target is node.target)
 
 
-CHANNELS_LAST = (*onednn_conv.CALLS, *(target for target, _ in CONV_CALLS))
-BACKEND = Backend(NAME, unavailable, why_not, lower, TARGETS, absorb, finish, CHANNELS_LAST, (Q.packed_conv.default,))
+BACKEND = Backend(NAME, unavailable, why_not, lower, TARGETS, absorb, finish)

@@ -1,5 +1,4 @@
-"""Fuse integer linears with what stands around them: one op from integers to the next layer's integers. For convolutions
-see fuse_conv.py.
+"""Fuse integer linears with what stands around them: one op from integers to the next layer's integers.
 
     linear(dequantize(x), dequantize(w), b)      ->  qpass.linear(x, w, b)
     act(qpass.linear(...))                       ->  qpass.linear(..., act)
@@ -14,7 +13,6 @@ from __future__ import annotations
 
 import torch
 
-from qpass.passes.fuse_conv import CONV, CONV_EPILOGUE
 from qpass.rewrite import apply, rule
 
 aten = torch.ops.aten
@@ -156,10 +154,10 @@ SWEEPS = 4  # residual, activation, cast and requantize stand behind one another
 
 
 def fuse(gm, context) -> int:
-    """Integer linears and convolutions first, then whatever stands behind them, until nothing does."""
-    edits = apply(gm, (*LINEAR, *CONV), context.log)
+    """Integer linears first, then whatever stands behind them, until nothing does."""
+    edits = apply(gm, LINEAR, context.log)
     for _ in range(SWEEPS):
-        found = apply(gm, (*EPILOGUE, *CONV_EPILOGUE), context.log)
+        found = apply(gm, EPILOGUE, context.log)
         edits += found
         if not found:
             break

@@ -5,10 +5,8 @@
                       ->   linear(x, dequantize(w_q, s_w), b)                                  weight-only
 
 A value that several sites read with the same parameters is quantized once and dequantized once per use, so that a use
-can be fused without the others. What a convolution leaves for a residual add, a mean or a concatenate to read is quantized
-too, where the plan has a type for it (conv_values.py). Attention is computed in the plan's dtype, where it names one.
-A weight that is still float (the torch.compile spelling, where there is no copy of the model to pack) is packed here,
-from the plan.
+can be fused without the others. Attention is computed in the plan's dtype, where it names one. A weight that is still
+float (the torch.compile spelling, where there is no copy of the model to pack) is packed here, from the plan.
 """
 
 from __future__ import annotations
@@ -16,10 +14,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from qpass.convolutions import is_convolution
 from qpass.graphs import add_call, add_constant, constant
 from qpass.passes.annotate import weight_source
-from qpass.passes.conv_values import READERS
 from qpass.passes.split_channels import split_channels
 from qpass.plan import Decision
 
@@ -33,13 +29,8 @@ def insert_qdq(gm: fx.GraphModule, context) -> int:
     quantized: dict[tuple, tuple] = {}
     edits = 0
     for node in list(gm.graph.nodes):
-        if (output := node.meta.get("output_decision")) is not None:
-            edits += _quantize_output(gm, node, output, quantized)
-    for node in list(gm.graph.nodes):
         decision: Decision | None = node.meta.get("decision")
-        if decision is None or not decision.quantized:
-            continue
-        if node.target is not aten.linear.default and not is_convolution(node):
+        if decision is None or not decision.quantized or node.target is not aten.linear.default:
             continue
         _pack(gm, node, decision)
         if decision.input_type is not None:
@@ -80,8 +71,7 @@ def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision) -> None:
     packed = decision.packed
     if source is None or source.packed is not None or packed is None:
         return
-    turned = packed.type.axis == 1 and packed.data.dim() == 2
-    data, qtype = (packed.data.t().contiguous(), "i8/c0") if turned else (packed.data, str(packed.type))
+    data, qtype = (packed.data.t().contiguous(), "i8/c0") if packed.type.axis == 1 else (packed.data, str(packed.type))
     held = add_constant(gm, f"{decision.weight}_q", data, node)
     scale = add_constant(gm, f"{decision.weight}_scale", packed.scale, node)
     dtype = node.args[1].meta["val"].dtype
@@ -110,28 +100,8 @@ def _shifted(gm: fx.GraphModule, x: fx.Node, decision: Decision, before: fx.Node
     return add_call(gm, aten.sub.Tensor, (x, held), before)
 
 
-def _quantize_output(gm: fx.GraphModule, node: fx.Node, decision: Decision, quantized: dict) -> int:
-    """Readers that can do with integers read those of `node`."""
-    readers = [user for user in node.users if user.target in READERS]
-    if not readers:
-        return 0
-    held = _codes(gm, node, decision, quantized, node.next)
-    for user in readers:
-        real = (*held, str(decision.input_type), node.meta["val"].dtype)
-        user.replace_input_with(node, add_call(gm, qpass.dequantize.default, real, user))
-    return 1
-
-
 def _quantize_input(gm: fx.GraphModule, node: fx.Node, decision: Decision, quantized: dict) -> None:
-    x = node.args[0]
-    held = _codes(gm, x, decision, quantized, node)
-    real = (*held, str(decision.input_type), x.meta["val"].dtype)
-    node.update_arg(0, add_call(gm, qpass.dequantize.default, real, node))
-
-
-def _codes(gm: fx.GraphModule, x: fx.Node, decision: Decision, quantized: dict, node: fx.Node) -> tuple:
-    """(integers, scale, zero point) of a value, made once for all that read it with these parameters."""
-    qtype = str(decision.input_type)
+    x, qtype = node.args[0], str(decision.input_type)
     static = decision.input_scale is not None
     known = (float(decision.input_scale), int(decision.input_zero)) if static else ()
     key = (x, qtype, known)
@@ -143,7 +113,9 @@ def _codes(gm: fx.GraphModule, x: fx.Node, decision: Decision, quantized: dict, 
         else:
             scale, zero = _choose(gm, shifted, qtype, node)
         quantized[key] = (add_call(gm, qpass.quantize.default, (shifted, scale, zero, qtype), node), scale, zero)
-    return quantized[key]
+    q, scale, zero = quantized[key]
+    dtype = x.meta["val"].dtype
+    node.update_arg(0, add_call(gm, qpass.dequantize.default, (q, scale, zero, qtype, dtype), node))
 
 
 def _choose(gm: fx.GraphModule, x: fx.Node, qtype: str, before: fx.Node) -> tuple[fx.Node, fx.Node]:

@@ -12,7 +12,6 @@ Statistics are those of the float model, from one pass.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -65,11 +64,15 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
     extra, scale, zero = _static_input(scheme, observed, stacked, c, v, splits)
     noise = _noise(scheme, observed, c, v, scale)
     covariance = observed.covariance * torch.outer(v, v).double()
-    best = denoised(stacked / v, covariance, noise)
+    best = _denoised(stacked / v, covariance, noise)
     params = row_steps(best, scheme.weight)
-    codes = rounded(best, covariance, noise, params.scale, scheme)
+    if scheme.solver == "gptq":
+        noisy = covariance + noise * torch.eye(len(v), dtype=torch.float64)
+        codes = gptq(best, noisy, params.scale, scheme.weight.qmin, scheme.weight.qmax)
+    else:
+        codes = affine.quantize(best, params.scale, None, scheme.weight)
     real = affine.dequantize(codes, params.scale, None, scheme.weight, torch.float64)
-    mean = observed.mean if scheme.bias == "mean" else torch.zeros(len(v), dtype=torch.float64)
+    mean = observed.mean
     shifted = stacked.double() @ mean - real @ ((mean - c.double()) * v.double())
     factor = v if free and scheme.smooth is not None else None
     counts = [w.shape[0] for w in weights]
@@ -84,15 +87,6 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
     )
 
 
-def rounded(weight: Tensor, covariance: Tensor, noise: float, scale: Tensor, scheme: Scheme) -> Tensor:
-    """The integers of a weight [N, K] that reads an input of `covariance` and rounding noise: step 4."""
-    qtype = scheme.weight
-    if scheme.solver == "gptq":
-        noisy = covariance + noise * torch.eye(len(covariance), dtype=torch.float64)
-        return gptq(weight, noisy, scale, qtype.qmin, qtype.qmax)
-    return affine.quantize(weight, scale, None, dataclasses.replace(qtype, granularity="channel", axis=0, group=None))
-
-
 def _plain(weights: list[Tensor], scheme: Scheme, observed: Observed | None) -> Solution:
     """Rounding to nearest, and limits as they were seen."""
     packed = tuple(round_to_nearest(w, scheme.weight) for w in weights)
@@ -100,7 +94,7 @@ def _plain(weights: list[Tensor], scheme: Scheme, observed: Observed | None) -> 
     if not scheme.needs_calibration:
         return Solution(packed, nothing)
     params = affine.choose_qparams(
-        *choose_range(observed.range, scheme.activation, scheme.range_for("linear")), scheme.activation
+        *choose_range(observed.range, scheme.activation, scheme.range_method), scheme.activation
     )
     return Solution(packed, nothing, params.scale, params.zero)
 
@@ -119,7 +113,7 @@ def _static_input(scheme: Scheme, observed: Observed, weight: Tensor, c: Tensor,
     elif scheme.smooth is not None:
         lo, hi = static_limits(observed, c, v)
     else:
-        lo, hi = choose_range(observed.range, scheme.activation, scheme.range_for("linear"))
+        lo, hi = choose_range(observed.range, scheme.activation, scheme.range_method)
     params = affine.choose_qparams(lo, hi, scheme.activation)
     return (extra if extra is not None and int(extra.sum()) else None), params.scale, params.zero
 
@@ -131,7 +125,7 @@ def _noise(scheme: Scheme, observed: Observed, c: Tensor, v: Tensor, scale: Tens
     return float(scale.double().square().mean() / 12)
 
 
-def denoised(weight: Tensor, covariance: Tensor, noise: float) -> Tensor:
+def _denoised(weight: Tensor, covariance: Tensor, noise: float) -> Tensor:
     """W + W (C - C')(C' + damping)^-1 with C' = C + noise I: step 3."""
     noisy = damped(covariance + noise * torch.eye(len(covariance), dtype=torch.float64))
     correction = torch.cholesky_solve((-noise * weight.double()).t(), torch.linalg.cholesky(noisy)).t()
