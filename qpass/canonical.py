@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from qpass.arity import full_arity
 from qpass.convolutions import to_convolution
+from qpass.graphs import is_view
 from qpass.products import to_linear
 
 aten = torch.ops.aten
@@ -78,14 +79,8 @@ def _make_functional(node: fx.Node) -> None:
     source = node.args[0] if node.args else None
     if plain is None or not isinstance(source, fx.Node) or source.op != "call_function" or len(source.users) != 1:
         return
-    if not _is_view(source) and all(_like(i, source) for i in node.all_input_nodes):
+    if not is_view(source) and all(_like(i, source) for i in node.all_input_nodes):
         node.target = plain
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether a node's result shares memory with its input, or may."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is None or any(r.alias_info is not None for r in schema.returns)
 
 
 def _like(node: fx.Node, source: fx.Node) -> bool:

@@ -5,17 +5,17 @@
     conv_transpose1d, conv_transpose2d, ...3d       ->   convolution(..., transposed=True)
     conv2d of [C, H, W], without a batch            ->   squeeze(convolution(unsqueeze(x, 0), ...), 0)
 
-The lists have one number for each spatial axis. Padding modes other than zeros are pads of their own in front already.
+A named padding of a kernel whose size is not known stays as it is. The lists have one number for each spatial axis. Padding modes other than zeros are pads of their own in front already.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from qpass.arity import full_arity
+from qpass.geometry import Geometry
 from qpass.graphs import add_call
 from qpass.products import aten
 
@@ -23,32 +23,7 @@ PLAIN = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 NAMED_PADDING = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 CONVOLUTION = aten.convolution.default
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How a convolution walks over its input; every tuple has one number for each spatial axis.
-
-    weight: [N, C / groups, *kernel], or [C, N / groups, *kernel] where transposed.
-    """
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    transposed: bool
-    output_padding: tuple[int, ...]
-    groups: int
-
-    @property
-    def axes(self) -> int:
-        """Number of spatial axes."""
-        return len(self.kernel)
-
-    @property
-    def operation(self) -> str:
-        """`conv2d`, `conv_transpose1d`, ..."""
-        return f"conv_transpose{self.axes}d" if self.transposed else f"conv{self.axes}d"
+MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def geometry(node: fx.Node) -> Geometry:
@@ -56,6 +31,16 @@ def geometry(node: fx.Node) -> Geometry:
     _, weight, _, stride, padding, dilation, transposed, output_padding, groups = node.args
     lists = (tuple(values) for values in (weight.meta["val"].shape[2:], stride, padding, dilation))
     return Geometry(*lists, bool(transposed), tuple(output_padding), int(groups))
+
+
+def geometry_of_module(module: nn.Module) -> Geometry:
+    """The geometry of the convolution that a module of MODULES computes, without pads of its own (padding_mode)."""
+    padding = module.padding
+    if isinstance(padding, str):
+        reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        padding = tuple(r // 2 if padding == "same" else 0 for r in reach)
+    lists = (tuple(values) for values in (module.kernel_size, module.stride, padding, module.dilation))
+    return Geometry(*lists, module.transposed, tuple(module.output_padding), module.groups)
 
 
 def is_convolution(node: object) -> bool:
@@ -71,6 +56,8 @@ def to_convolution(gm: fx.GraphModule, node: fx.Node) -> None:
     x, weight, bias = args[:3]
     axes = weight.meta["val"].dim() - 2
     zeros = [0] * axes
+    if node.target in NAMED_PADDING and not all(isinstance(size, int) for size in weight.meta["val"].shape[2:]):
+        return
     if node.target in TRANSPOSED:
         stride, padding, output_padding, groups, dilation = args[3:8]
         rest = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 
@@ -76,18 +75,6 @@ def _groups(sites: Mapping[str, SiteInfo], observations: Observations) -> list[l
     return groups
 
 
-def _seen(members: list[SiteInfo], observations: Observations) -> Observed | None:
-    """What was seen of the inputs of all these sites."""
-    groups = dict.fromkeys(observations.groups.get(info.name, info.name) for info in members)
-    found = [observations.observed[group] for group in groups if group in observations.observed]
-    if len(found) < 2:
-        return found[0] if found else None
-    merged = copy.deepcopy(found[0])
-    for other in found[1:]:
-        merged.merge(other)
-    return merged
-
-
 def _other(info: SiteInfo) -> Decision:
     return Decision(info.name, info.operation, info.weight or "", why=why_not(info.operation))
 
@@ -107,7 +94,7 @@ def _decide_group(
     """They share the scale of the input and its per-channel factor where they have one scheme; a weight has one."""
     found: dict[str, Decision] = {}
     by_scheme: dict[Scheme, list[Decision]] = {}
-    observed = _seen(members, observations)
+    observed = observations.together(info.name for info in members)
     for info in members:
         decision = _describe(weights, info, observations)
         scheme = recipe.scheme_for(info.name)
@@ -131,7 +118,7 @@ def _decide_images(
     """Convolutions that read one value, and outputs that share its scale."""
     found: dict[str, Decision] = {}
     by_scheme: dict[Scheme, list[Decision]] = {}
-    observed = _seen(members, observations)
+    observed = observations.together(info.name for info in members)
     for info in members:
         scheme = recipe.scheme_for(info.name.removesuffix(".output"))
         if info.operation == "output":

@@ -7,6 +7,8 @@ them first. So the order of batches and workers does not change the plan.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -102,3 +104,14 @@ class Observations:
                 self.observed[name].merge(theirs)
             else:
                 self.observed[name] = theirs
+
+    def together(self, sites: Iterable[str]) -> Observed | None:
+        """What was seen of the inputs of all these sites."""
+        groups = dict.fromkeys(self.groups.get(site, site) for site in sites)
+        found = [self.observed[group] for group in groups if group in self.observed]
+        if len(found) < 2:
+            return found[0] if found else None
+        merged = copy.deepcopy(found[0])
+        for other in found[1:]:
+            merged.merge(other)
+        return merged

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qpass.convolutions import Geometry
+from qpass.geometry import Geometry
 
 MOST = 1024  # rows taken of one batch
 

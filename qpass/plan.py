@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from qpass.convolutions import Geometry
 from qpass.errors import QpassError, nearest
+from qpass.geometry import Geometry
 from qpass.packing import Packed
 from qpass.qtype import QType
 from qpass.schemes import Scheme, is_scheme

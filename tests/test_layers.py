@@ -19,12 +19,23 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("", "__main__", "api", "backend_entry", "cli", "demo", "legacy", "persist", "texts"),
     ("inspect",),
-    ("calibrate", "checks", "decide", "profit", "runtime", "timing", "watch"),
+    ("calibrate", "checks", "decide", "decide_conv", "profit", "runtime", "timing", "watch"),
     ("passes", "backends", "solvers"),
     ("pipeline", "verify"),
-    ("canonical", "capture", "graph_text", "graphs", "guards", "install", "products", "rewrite", "sites"),
-    ("observations", "ops", "packing", "plan", "schemes", "storage"),
-    ("affine", "arity", "histogram", "qtype", "range_choice", "ranges"),
+    (
+        "canonical",
+        "capture",
+        "convolutions",
+        "graph_text",
+        "graphs",
+        "guards",
+        "install",
+        "products",
+        "rewrite",
+        "sites",
+    ),
+    ("conv_ops", "observations", "ops", "packing", "patches", "plan", "schemes", "storage"),
+    ("affine", "arity", "geometry", "histogram", "qtype", "range_choice", "ranges"),
     ("errors", "files"),
 )
 

@@ -1,10 +1,9 @@
-"""Fused convolutions on oneDNN: static int8, with what its kernels take of the epilogue, the rest as generated
-pointwise work.
+"""Fused convolutions on oneDNN: static int8, with what its kernels take of the epilogue, the rest as pointwise work.
 
-    qpass.conv(x u8/t, w i8/c0, b, other u8/t, relu, -> u8)   ->   onednn.qconv2d_pointwise.binary, onto `other` in place
+    qpass.conv(x u8/t, w i8/c0, b, other u8/t, relu, -> u8)   ->   onednn.qconv2d_pointwise.binary, summed onto `other`
     qpass.conv(x u8/t, w i8/c0, b, act, -> f32 | bf16 | u8)   ->   onednn.qconv2d_pointwise
 
-The sum overwrites `other`; where somebody else reads it, a copy is summed onto.
+The sum overwrites `other`; where its memory is read by somebody else, or as x, a copy is summed onto.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch import Tensor, fx
 
 from qpass.backends.onednn import ACTIVATION_CALLS
 from qpass.conv_ops import conv_shape
-from qpass.graphs import add_call, add_constant, constant
+from qpass.graphs import add_call, add_constant, constant, is_view
 
 aten = torch.ops.aten
 onednn = torch.ops.onednn
@@ -112,7 +111,7 @@ def _call(gm: fx.GraphModule, node: fx.Node, scale: float, zero: int, dtype: tor
     else:
         quantized = bool(node.args[11])
         at = (float(_held(node.args[9])), int(_held(node.args[10]))) if quantized else (1.0, 0)
-        if len(other.users) > 1 or other.op != "call_function":
+        if not _is_own(other, node):
             other = add_call(gm, aten.clone.default, (other,), node)
         args = (
             x,
@@ -138,6 +137,17 @@ def _call(gm: fx.GraphModule, node: fx.Node, scale: float, zero: int, dtype: tor
     call.meta = {key: node.meta[key] for key in ("nn_module_stack", "site") if key in node.meta}
     call.meta["val"] = _image(node, weight, dtype)
     return call
+
+
+def _is_own(other: fx.Node, node: fx.Node) -> bool:
+    """Whether the memory of an addend is read by its sum alone, which may then overwrite it."""
+    if sum(value is other for value in node.args) > 1:
+        return False
+    while other.op == "call_function" and len(other.users) == 1:
+        if not is_view(other):
+            return True
+        other = other.args[0]
+    return False
 
 
 def _image(node: fx.Node, weight: Tensor, dtype: torch.dtype) -> Tensor:

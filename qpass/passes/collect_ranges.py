@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qpass.convolutions import Geometry, geometry, is_convolution
+from qpass.convolutions import geometry, is_convolution
 from qpass.errors import QpassError
+from qpass.geometry import Geometry
 from qpass.observations import Observations, Observed
 from qpass.passes.conv_values import OUTPUT
 from qpass.patches import patches

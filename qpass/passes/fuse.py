@@ -62,9 +62,9 @@ def residual(x, xs, xz, xt, w, ws, wt, b, dtype, other):
 
 
 @residual.check
-def _(match, other, **_):
+def _(match, other, dtype, **_):
     value, result = getattr(other, "meta", {}).get("val"), match.root.meta["val"]
-    if not isinstance(value, torch.Tensor) or value.dtype != result.dtype or str(value.shape) != str(result.shape):
+    if not isinstance(value, torch.Tensor) or value.dtype is not dtype or str(value.shape) != str(result.shape):
         return "the residual is broadcast or of another dtype; it is added after the linear"
     return None
 

@@ -32,6 +32,14 @@ def integer_conv(x, xs, xz, xt, xd, w, ws, wt, wd, b, stride, padding, dilation,
     return aten.convolution.default(real, weight, b, stride, padding, dilation, transposed, more, groups)
 
 
+@integer_conv.check
+def _(xt, wt, transposed, **_):
+    if not xt.endswith(("/t", "/sample")):
+        return f"an input of {xt} has more than one scale in a product"
+    own = f"/c{int(transposed)}"
+    return None if wt.endswith(("/t", own)) else f"a weight of {wt} has no scale for each output channel"
+
+
 @integer_conv.to
 def _(x, xs, xz, xt, xd, w, ws, wt, wd, b, stride, padding, dilation, transposed, more, groups):
     walk = (stride, padding, dilation, transposed, more, groups)
@@ -72,9 +80,9 @@ def conv_residual(x, xs, xz, xt, w, ws, wt, b, dtype, s, p, d, t, o, g, other):
 
 
 @conv_residual.check
-def _(match, other, **_):
+def _(match, other, dtype, **_):
     value = getattr(other, "meta", {}).get("val")
-    if not isinstance(value, torch.Tensor) or value.dtype != match.root.meta["val"].dtype:
+    if not isinstance(value, torch.Tensor) or value.dtype is not dtype:
         return "the residual is a number or of another dtype; it is added after the convolution"
     return _same_shape(match, other)
 

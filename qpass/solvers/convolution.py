@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qpass import affine
-from qpass.convolutions import Geometry
+from qpass.geometry import Geometry
 from qpass.observations import Observed
 from qpass.packing import Packed
 from qpass.patches import as_matrix
