@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qpass.decide_conv import image_groups, output_decision, quantize_convolutions, why_type
+from qpass.decide_linear import suited
 from qpass.observations import Observations, Observed
 from qpass.packing import Packed
 from qpass.passes.other_sites import why_not
@@ -25,7 +26,6 @@ BOTH_WAYS = "{} reads the same weight the other way round, and one set of intege
 BY_RECIPE = "the recipe leaves it in float"
 NOT_REACHED = "no calibration batch reached it, so its input has no range"
 EXTREME = "its input spans too many orders of magnitude for second moments; its weight is rounded to nearest"
-LOW_BIT = "the scheme's weight type {} is not executed yet; types that run: i8/c0"
 
 
 def decide(
@@ -156,13 +156,7 @@ def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | No
     """None where the scheme can quantize the site, or the sentence that says why not."""
     if scheme is None or scheme.weight is None:
         return BY_RECIPE
-    if decision.operation != "linear":
-        return why_type(scheme) or (NOT_REACHED if scheme.needs_calibration and _unseen(observed) else None)
-    if str(scheme.weight) != "i8/c0" or (scheme.activation is not None and scheme.activation.number != "u8"):
-        return LOW_BIT.format(f"{scheme.weight} with input {scheme.activation or 'float'}")
-    if scheme.needs_calibration and _unseen(observed):
-        return NOT_REACHED
-    return None
+    return why_type(scheme) or (NOT_REACHED if scheme.needs_calibration and _unseen(observed) else None)
 
 
 def _unseen(observed: Observed | None) -> bool:
@@ -191,7 +185,9 @@ def quantize_group(
 ) -> list[Decision]:
     """Chooses the shared input parameters and rounds each weight once."""
     weights = {d.weight: _weight(named, d) for d in decisions}
+    scheme, groups = suited(scheme, decisions)
     solution, note = _solve(list(weights.values()), scheme, observed, epilogue)
+    note = "; ".join(filter(None, (groups, note)))
     rounded = dict(zip(weights, zip(solution.packed, solution.bias, strict=True), strict=True))
     done = []
     for decision in decisions:
@@ -237,5 +233,4 @@ def _weight(named: Mapping[str, Tensor], decision: Decision) -> Tensor:
 
 
 def _turned(packed: Packed) -> Packed:
-    turned = dataclasses.replace(packed.type, axis=1)
-    return Packed(packed.data.t().contiguous(), packed.scale, turned, packed.in_mul)
+    return dataclasses.replace(packed, data=packed.data.t().contiguous(), type=dataclasses.replace(packed.type, axis=1))

@@ -23,11 +23,11 @@ from qpass.schemes import Scheme
 from qpass.solvers.convolution import solve_convolution
 from qpass.storage import fingerprint
 
-FLOAT_TYPE = "convolutions are quantized to integers of 2 to 8 bits; {} has other types"
+FLOAT_TYPE = "weights and inputs become integers of 2 to 8 bits; {} has other types"
 
 
 def why_type(scheme: Scheme) -> str | None:
-    """None where convolutions can have a scheme's types, or why not."""
+    """None where a scheme's types are integers, or why not."""
     weight, activation = scheme.weight, scheme.activation
     integers = weight is not None and not weight.is_float and (activation is None or not activation.is_float)
     return None if integers else FLOAT_TYPE.format(scheme)

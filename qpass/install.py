@@ -2,8 +2,11 @@
 
     Linear.weight  float32 [N, K]   ->   Linear.parametrizations.weight.original0   int8 [N, K]
                                          Linear.parametrizations.weight.original1   float32 scale [N]
+                                                                                    ([N, K / G] of groups of G)
                                          Linear.parametrizations.weight.original2   float32 in_mul [K], where inputs
                                                                                     are scaled per channel
+                                         Linear.parametrizations.weight.original2,3 int32 zero, shaped like the scale,
+                                                                                    where the type is unsigned
 
 The copy is an ordinary module from here on: it runs in eager mode, its state_dict holds the integers, and a graph
 captured from it shows `dequantize(packed, scale) -> linear`. A tied weight is packed once and stays tied.
@@ -30,14 +33,19 @@ class PackedWeight(nn.Module):
         self.type = str(packed.type)
         self.dtype = dtype
         self.axis = packed.type.axis
-        self._initial = tuple(t for t in (packed.data, packed.scale, packed.in_mul) if t is not None)
+        self.zeros = int(packed.zero is not None)
+        self._initial = tuple(t for t in (packed.data, packed.scale, packed.in_mul, packed.zero) if t is not None)
 
-    def forward(self, data: Tensor, scale: Tensor, in_mul: Tensor | None = None) -> Tensor:
-        """data: int8 shaped like the weight, scale: float32 of the type's shape, in_mul: float32 [K]."""
-        weight = torch.ops.qpass.dequantize.default(data, scale, None, self.type, self.dtype)
-        if in_mul is None:
+    def forward(self, data: Tensor, scale: Tensor, *rest: Tensor) -> Tensor:
+        """data: int8 or uint8 shaped like the weight, scale: float32 of the type's shape.
+
+        rest: in_mul, float32 [K], where inputs are scaled; then the zero point, int32, where the type has one.
+        """
+        zero = rest[-1] if self.zeros else None
+        weight = torch.ops.qpass.dequantize.default(data, scale, zero, self.type, self.dtype)
+        if len(rest) == self.zeros:
             return weight
-        in_mul = in_mul.to(self.dtype)
+        in_mul = rest[0].to(self.dtype)
         return weight * (in_mul[:, None] if self.axis == 1 else in_mul)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:

@@ -16,9 +16,9 @@
    signed has only 3 values.
 3. Inputs are unsigned with a zero point: oneDNN's fast int8 kernels take u8.
 4. Options follow after a comma or a space: `w8a8,range=mse,smooth=0.5,solver=gptq,equalize=none,bias=none`. range=auto:
-   minmax for linears, mse for convolutions. equalize: per-channel factors between convolutions (auto: from calibration;
-   weights: cross-layer equalization, from the weights alone; none). bias: mean corrects what rounding adds to the
-   mean of every output.
+   minmax for linears of 8-bit inputs, mse for convolutions and for fewer bits. equalize: per-channel factors between
+   convolutions (auto: from calibration; weights: cross-layer equalization, from the weights alone; none). bias: mean
+   corrects what rounding adds to the mean of every output.
 """
 
 from __future__ import annotations
@@ -87,10 +87,11 @@ class Scheme:
         return ",".join((self.name, *given))
 
     def range_for(self, operation: str) -> str:
-        """The range method for the inputs of an operation: `auto` is minmax for linears and mse for convolutions."""
+        """The range method for the inputs of an operation: `auto` is minmax for 8-bit inputs of linears, else mse."""
         if self.range_method != "auto":
             return self.range_method
-        return "minmax" if operation == "linear" else "mse"
+        whole = self.activation is None or self.activation.bits == 8
+        return "minmax" if operation == "linear" and whole else "mse"
 
     @property
     def needs_calibration(self) -> bool:

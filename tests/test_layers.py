@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("", "__main__", "api", "backend_entry", "cli", "demo", "legacy", "persist", "texts"),
     ("inspect",),
-    ("calibrate", "checks", "decide", "decide_conv", "profit", "runtime", "timing", "watch"),
+    ("calibrate", "checks", "decide", "decide_conv", "decide_linear", "profit", "runtime", "timing", "watch"),
     ("passes", "backends", "solvers"),
     ("pipeline", "verify"),
     (

@@ -40,6 +40,7 @@ Q = torch.ops.qpass
 
 NAME = "cpu"
 LARGEST_K = (2**31 - 1) // (255 * 127)
+WEIGHTS = ("i8/t", *(f"i{bits}/c0" for bits in range(2, 9)))  # held in int8: fewer bits are smaller integers
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -56,8 +57,8 @@ def why_not_linear(node: fx.Node) -> str | None:
     x_type, weight_type, data = node.args[3], node.args[6], node.args[4]
     if x_type not in ("u8/t", "u8/token", ""):
         return f"the cpu backend multiplies inputs of u8/t or u8/token, not {x_type}"
-    if weight_type not in ("i8/c0", "i8/t"):
-        return f"the cpu backend multiplies weights of i8/c0 or i8/t, not {weight_type}"
+    if weight_type not in WEIGHTS:
+        return f"the cpu backend multiplies weights of i2/c0 to i8/c0 or i8/t, not {weight_type}"
     if constant(data) is None:
         return "its weight is not a constant of the graph"
     if not x_type:

@@ -73,8 +73,8 @@ class _Measure(fx.Interpreter):
 def quantized_linear(d: Decision, x: Tensor, bias: Tensor | None) -> Tensor:
     """What a site computes of a float input once it is quantized."""
     packed = d.packed
-    data = packed.data.t() if d.transposed else packed.data
-    weight = data.float() * packed.scale[:, None]
+    weight = affine.dequantize(packed.data, packed.scale, packed.zero, packed.type)
+    weight = weight.t() if d.transposed else weight
     real = x.float() if packed.in_mul is None else x.float() * packed.in_mul
     if d.input_shift is not None:
         real = real - d.input_shift * packed.in_mul

@@ -88,8 +88,8 @@ def _scaled(gm: fx.GraphModule, maker: fx.Node, mul: Tensor, axis: int) -> fx.No
     if getattr(weight, "target", None) is not Q.dequantize.default or not weight.args[3].endswith(f"/c{axis}"):
         return None
     data, scale = (constant(n) for n in weight.args[:2])
-    if data is None or scale is None:
-        return None
+    if data is None or scale is None or weight.args[2] is not None:
+        return None  # with a zero point, minus a code is no code
     signs = torch.where(mul < 0, -1, 1).to(torch.int8)
     held = weight.args[0]
     if bool((mul < 0).any()):

@@ -25,7 +25,8 @@ Q = torch.ops.qpass
 def integer_linear(x, xs, xz, xt, xd, w, ws, wt, wd, b):
     """linear(dequantize(x), dequantize(w), b)  ->  qpass.linear
 
-    1. the weight has one scale per output channel or one in all.
+    1. the weight is symmetric, with one scale per output channel, per group of its row, or one in all. (One with zero
+       points keeps its dequantize and a float product.)
     2. the activation is per tensor or per token.
     """
     real = Q.dequantize.default(x, xs, xz, xt, xd)
@@ -142,7 +143,28 @@ def _(w, ws, wt, wd, i, padding, scaled, sparse):
     return aten.mul.Tensor(rows, aten.to.dtype(aten.embedding.default(aten.unsqueeze.default(ws, 1), i), wd))
 
 
-LINEAR = (integer_linear, weight_only_linear, packed_lookup)
+@rule
+def grouped_lookup(w, ws, wz, wt, wd, i, padding, scaled, sparse):
+    """embedding(dequantize(w), i)  ->  dequantize(embedding(w, i), embedding(scale, i)): only the rows that are read
+
+    1. scales of groups of each row, with zero points or without.
+    """
+    table = Q.dequantize.default(w, ws, wz, wt, wd)
+    return aten.embedding.default(table, i, padding, scaled, sparse)
+
+
+@grouped_lookup.check
+def _(wt, **_):
+    return None if "/g" in wt else f"a table of {wt} has no scales of groups in its rows"
+
+
+@grouped_lookup.to
+def _(w, ws, wz, wt, wd, i, padding, scaled, sparse):
+    zero = None if wz is None else aten.embedding.default(wz, i)
+    return Q.dequantize.default(aten.embedding.default(w, i), aten.embedding.default(ws, i), zero, wt, wd)
+
+
+LINEAR = (integer_linear, weight_only_linear, packed_lookup, grouped_lookup)
 EPILOGUE = (
     requantize,
     cast,

@@ -13,6 +13,8 @@ from the plan.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import fx
 
@@ -81,11 +83,13 @@ def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision) -> None:
     if source is None or source.packed is not None or packed is None:
         return
     turned = packed.type.axis == 1 and packed.data.dim() == 2
-    data, qtype = (packed.data.t().contiguous(), "i8/c0") if turned else (packed.data, str(packed.type))
+    data = packed.data.t().contiguous() if turned else packed.data
+    qtype = str(dataclasses.replace(packed.type, axis=0) if turned else packed.type)
     held = add_constant(gm, f"{decision.weight}_q", data, node)
     scale = add_constant(gm, f"{decision.weight}_scale", packed.scale, node)
+    zero = None if packed.zero is None else add_constant(gm, f"{decision.weight}_zero", packed.zero, node)
     dtype = node.args[1].meta["val"].dtype
-    node.update_arg(1, add_call(gm, qpass.dequantize.default, (held, scale, None, qtype, dtype), node))
+    node.update_arg(1, add_call(gm, qpass.dequantize.default, (held, scale, zero, qtype, dtype), node))
     if packed.in_mul is not None:
         x = node.args[0]
         factor = add_constant(gm, f"{decision.weight}_in_mul", packed.in_mul.to(x.meta["val"].dtype), node)

@@ -47,7 +47,7 @@ def migrate(gm: fx.GraphModule, context) -> int:
 def _lookup(gm: fx.GraphModule, node: fx.Node) -> int:
     """4: the factor is applied to the rows that are read, so that the table itself stays in integers."""
     source = weight_source(node.args[0])
-    if source is None or source.packed is None or source.in_mul is None or not source.packed.args[3].endswith("/c0"):
+    if source is None or source.packed is None or source.in_mul is None or source.packed.args[3].endswith("/c1"):
         return 0
     if node.args[0].target is not aten.mul.Tensor:
         return 0
@@ -73,7 +73,7 @@ def _base(node: fx.Node) -> fx.Node:
 
 
 def _plain_weight(gm, source, before: fx.Node) -> fx.Node:
-    """dequantize(w, s, None, "i8/c0") of the integers as [N, K], whatever stood between."""
+    """dequantize(w, s, z, "i8/c0") of the integers as [N, K], whatever stood between."""
     data, scale, zero, qtype, dtype = source.packed.args
     if not source.transposed:
         return source.packed

@@ -20,11 +20,10 @@ from qpass.geometry import Geometry
 from qpass.observations import Observed
 from qpass.packing import Packed
 from qpass.patches import as_matrix
-from qpass.qtype import QType
+from qpass.qtype import QParams, QType
 from qpass.schemes import Scheme
 from qpass.solvers.solve import denoised, rounded
-
-SHRINK = torch.linspace(0.5, 1.0, 26)  # of the largest weight: candidates for what is clipped
+from qpass.solvers.steps import FEW, PARTS, least_error
 
 
 def channel_type(qtype: QType, axis: int) -> QType:
@@ -48,7 +47,7 @@ def solve_convolution(
     scale = best_steps(matrix, qtype)
     moments = observed is not None and observed.moment is not None and observed.rows > 0
     if moments and g.groups == 1 and not g.transposed and scheme.solver == "gptq":
-        codes = _with_moments(matrix, g, scheme, observed, noise, factor, scale)
+        codes = _with_moments(matrix, g, QParams(scale, None, channel_type(qtype, 0)), observed, noise, factor)
     else:
         codes = (matrix / scale[:, None]).round().clamp(qtype.qmin, qtype.qmax).to(torch.int8)
     packed = Packed(rows_back(codes, weight.shape, g), scale, qtype, factor)
@@ -57,14 +56,12 @@ def solve_convolution(
     return packed, _bias(weight.detach(), packed, g, observed.mean)
 
 
-def _with_moments(
-    matrix, g: Geometry, scheme: Scheme, observed: Observed, noise: float, factor, scale: Tensor
-) -> Tensor:
+def _with_moments(matrix, g: Geometry, params: QParams, observed: Observed, noise: float, factor) -> Tensor:
     taps = math.prod(g.kernel)
     v = torch.ones(matrix.shape[1]) if factor is None else factor.repeat_interleave(taps)
     covariance = observed.covariance * torch.outer(v, v).double()
     best = denoised(matrix, covariance, noise) if noise else matrix
-    return rounded(best, covariance, noise, scale, scheme)
+    return rounded(best, covariance, noise, params, "gptq")
 
 
 def spread(factor: Tensor, weight: Tensor, g: Geometry) -> Tensor:
@@ -90,16 +87,9 @@ def rows_back(rows: Tensor, shape: tuple[int, ...], g: Geometry) -> Tensor:
 
 def best_steps(rows: Tensor, qtype: QType) -> Tensor:
     """The step of each row [N] with the least squared error of rounding to nearest, clipping included."""
-    largest = rows.abs().amax(1)
-    full = torch.where(largest > 0, largest / qtype.qmax, 1.0).clamp(min=affine.MIN_SCALE)
-    candidates = SHRINK[-6:] if qtype.bits > 6 else SHRINK
-    errors = torch.stack([_squared_error(rows, full * part, qtype) for part in candidates])
-    return (full * candidates[errors.argmin(0)]).clamp(min=affine.MIN_SCALE)
-
-
-def _squared_error(rows: Tensor, scale: Tensor, qtype: QType) -> Tensor:
-    codes = (rows / scale[:, None]).round().clamp(qtype.qmin, qtype.qmax)
-    return (codes * scale[:, None] - rows).square().sum(1)
+    by_row = channel_type(qtype, 0)
+    parts = PARTS if qtype.bits <= FEW else PARTS[:6]
+    return least_error(rows, *affine.limits(rows, by_row), by_row, parts).scale
 
 
 def _bias(weight: Tensor, packed: Packed, g: Geometry, mean: Tensor) -> Tensor:
