@@ -49,7 +49,6 @@ def conv(
     [C, N / groups, *kernel] of scales [N / groups] where transposed. bias, slope (of prelu): [N]. other: [B, N,
     *out], integers of other_type or float. Returns [B, N, *out], contiguous, in out_dtype or in out_type's storage.
     """
-    qtype = QType.parse(x_type)
     centred = x.to(torch.float64) if x_zero is None else x.to(torch.float64) - x_zero
     total = aten.convolution(
         centred, weight.to(torch.float64), None, stride, padding, dilation, transposed, output_padding, groups
@@ -114,7 +113,8 @@ def _max_pool_fake(q, kernel, stride, padding, dilation, ceil_mode):
 
 def pad(q: Tensor, amounts: list[int], value: int) -> Tensor:
     """Codes with `value` around them, contiguous. amounts: before and after of each axis, from the last on, as
-    torch's pad."""
+    torch's pad.
+    """
     return functional.pad(q, amounts, value=value).contiguous()
 
 

@@ -167,7 +167,8 @@ class Plan:
             if not d.quantized and not d.is_output:
                 reasons.setdefault(d.why, []).append(d.site)
         lines = [
-            f"{self.scheme}: {len(self.quantized)} of {sum(not d.is_output for d in self)} sites, {parameters:.1%} of parameters, "
+            f"{self.scheme}: {len(self.quantized)} of {sum(not d.is_output for d in self)} sites, "
+            f"{parameters:.1%} of parameters, "
             f"{macs:.1%} of multiply-adds with weights quantized"
         ]
         for why, sites in reasons.items():

@@ -51,7 +51,8 @@ def layout(gm: fx.GraphModule, context) -> int:
 
 def _follow(gm: fx.GraphModule, node: fx.Node, moved: set[fx.Node]) -> None:
     """Computes the value of a node whose inputs lie in another order now; one that cannot be computed again gets them
-    as before."""
+    as before.
+    """
     before = _strides(node)
     try:
         set_value(gm, node)

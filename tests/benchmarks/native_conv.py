@@ -9,14 +9,14 @@ Microseconds (the two in turn, medians), multiply-adds a second, and totals weig
 import argparse
 
 import torch
+from torch import fx
+from torch._subclasses import FakeTensorMode
 
 from qpass.backends.native.calls import kernel
 from qpass.backends.native.conv_calls import conv_call
 from qpass.backends.native.conv_pack import pack_conv, phase_offsets
 from qpass.convolutions import Geometry
 from qpass.timing import interleaved
-from torch import fx
-from torch._subclasses import FakeTensorMode
 
 onednn = torch.ops.onednn
 # count, channels, outputs, size, kernel, stride, groups
@@ -62,8 +62,8 @@ def both(batch, channels, n, size, k, stride, groups):
     gm = fx.GraphModule(module, graph)
     run, _ = conv_call(call)
     keep = (gm, held)
-    native = lambda keep=keep: run(x, None, None, None)  # noqa: E731
-    other = lambda: onednn.qconv2d_pointwise.default(x, 0.02, 7, packed, scale, zero, *rest)  # noqa: E731
+    native = lambda keep=keep: run(x, None, None, None)
+    other = lambda: onednn.qconv2d_pointwise.default(x, 0.02, 7, packed, scale, zero, *rest)
     difference = (native().int() - other().int()).abs().max()
     assert int(difference) <= 1, f"the two differ by {int(difference)}"
     return native, other

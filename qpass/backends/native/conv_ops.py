@@ -80,7 +80,8 @@ def channels_last(x: Tensor) -> Tensor:
 
 def pixel_stride(x: Tensor) -> int | None:
     """Elements from a pixel to the next of an image that lies channels last, alone or as some channels of a wider
-    one; else None."""
+    one; else None.
+    """
     if x.stride(1) != 1 and x.shape[1] != 1:
         return None
     found, expected = None, None

@@ -77,7 +77,8 @@ def phases(g: Geometry) -> list[tuple[int, ...]]:
 
 def phase_offsets(weight: Tensor, g: Geometry) -> Tensor:
     """int32 [phases, N]: the sum of the integers that an output of each phase is multiplied by. weight: [N, C /
-    groups, *kernel]."""
+    groups, *kernel].
+    """
     found = []
     for first in phases(g):
         seen = torch.ones(g.kernel, dtype=torch.bool)
