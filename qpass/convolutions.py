@@ -5,7 +5,8 @@
     conv_transpose1d, conv_transpose2d, ...3d       ->   convolution(..., transposed=True)
     conv2d of [C, H, W], without a batch            ->   squeeze(convolution(unsqueeze(x, 0), ...), 0)
 
-A named padding of a kernel whose size is not known stays as it is. The lists have one number for each spatial axis. Padding modes other than zeros are pads of their own in front already.
+A named padding of a kernel whose size is not known stays as it is. The lists have one number for each spatial axis.
+Padding modes other than zeros are pads of their own in front already.
 """
 
 from __future__ import annotations
