@@ -1,7 +1,6 @@
 """Exact clean-ups of a float graph that make later patterns meet.
 
-1. view(linear(view(x, [-1, K]), w, b), [..., N])   ->   linear(x, w, b)
-2. 0.5 * x * (1 + tanh(sqrt(2/pi) * (x + 0.044715 * x^3)))   ->   gelu(x, tanh)
+view(linear(view(x, [-1, K]), w, b), [..., N])   ->   linear(x, w, b)
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ FLATTENS = (aten.view.default, aten.reshape.default)
 
 
 def simplify(gm: fx.GraphModule, context: object = None) -> int:
-    """Applies 1; returns the number of linears changed."""
+    """Returns the number of linears changed."""
     edits = 0
     for node in list(gm.graph.nodes):
         if node.target is aten.linear.default:
