@@ -149,6 +149,26 @@ def test_guard_leaves_tiny_layers_in_float():
     assert runtime_of(noted).plan.quantized
 
 
+class Short(nn.Module):
+    """As many rows as there are whole 64s: a length for which kernels are made must not be taken for the real one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return torch.tanh(self.a(x))[:, : x.shape[1] // 64] * 2 + 1
+
+
+def test_kernels_serve_every_size_or_are_not_used():
+    torch.manual_seed(0)
+    model = Short().eval()
+    q = qpass.compile(model, "w8a16", example_inputs=torch.randn(2, 192, 16), backend="cpu")
+    for length in (192, 130, 320):
+        x = torch.randn(2, length, 16)
+        assert relative(run(q, x), run(model, x)) < 0.03
+
+
 def test_changed_weights_are_noticed():
     model, x = FeedForward().eval(), torch.randn(4, 6, 32)
     q = qpass.compile(model, "w8a8-dynamic", example_inputs=x, backend="cpu")
