@@ -33,13 +33,15 @@ TIMEOUT = 300
 @functools.cache
 def processor() -> tuple[str, frozenset[str]]:
     """Name and feature flags of the processor, as Linux tells them; nothing elsewhere."""
-    otherwise = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return otherwise, frozenset()
+        lines = []
     found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
-    return found.get("model name", otherwise), frozenset(found.get("flags", "").split())
+    name = (
+        found.get("model name") or platform.processor() or platform.machine()
+    )  # platform starts a process to find out
+    return name, frozenset(found.get("flags", "").split())
 
 
 @functools.cache
