@@ -184,7 +184,8 @@ def _moved(gm: fx.GraphModule, x: fx.Node, node: fx.Node) -> fx.Node | None:
         return add_call(gm, Q.quantize.default, (value, *node.args[1:]), node)
 
     if x.target is aten.cat.default:
-        return add_call(gm, x.target, ([codes(v) for v in x.args[0]], *x.args[1:]), node)
+        parts: Any = x.args[0]
+        return add_call(gm, x.target, ([codes(v) for v in parts], *x.args[1:]), node)
     if x.target in POOLS:
         kernel, stride, padding, dilation, ceil = x.args[1:6]
         return add_call(gm, Q.max_pool.default, (codes(x.args[0]), kernel, stride, padding, dilation, bool(ceil)), node)

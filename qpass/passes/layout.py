@@ -15,6 +15,8 @@ Afterwards every value's `meta` tells the strides it really has, which the gener
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -116,7 +118,8 @@ def _turn(gm: fx.GraphModule, value: fx.Node, before: fx.Node, parts: bool, move
     if value.target is Q.quantize.default:
         codes = add_call(gm, value.target, (turned(gm, value.args[0], value), *value.args[1:]), value)
     elif value.target is Q.pad.default:
-        inner = (turned(gm, value.args[0], value), [0, 0, *value.args[1]], *value.args[2:])
+        widths: Any = value.args[1]
+        inner = (turned(gm, value.args[0], value), [0, 0, *widths], *value.args[2:])
         codes = add_call(gm, value.target, inner, value)
     else:
         codes = add_call(

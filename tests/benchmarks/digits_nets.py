@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ SHIFT = 2.5  # pixels of 16 either way
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(train images [1437, 1, 16, 16], their labels, test images [360, 1, 16, 16], their labels); pixels have mean 0, deviation 1."""
+    """Train images [1437, 1, 16, 16], their labels, test images [360, 1, 16, 16], their labels; mean 0, deviation 1."""
     found = load_digits()
     images = F.interpolate(torch.tensor(found.images, dtype=torch.float32)[:, None], size=SIDE, mode="bilinear")
     labels = torch.tensor(found.target)
@@ -85,7 +86,7 @@ def depthwise() -> nn.Sequential:
 def plain() -> nn.Sequential:
     """VGG's shape: pairs of convolutions and max pools, then linears."""
     widths, layers = (1, 16, 32, 48), []
-    for c, n in zip(widths, widths[1:], strict=False):
+    for c, n in pairwise(widths):
         layers += [conv_norm(c, n), conv_norm(n, n), nn.MaxPool2d(2)]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(48 * 4, 64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, 10))
 
