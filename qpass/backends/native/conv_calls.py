@@ -39,6 +39,8 @@ def conv_call(node: fx.Node) -> Call:
     channels = int(x.meta["val"].shape[1])
     launch, pointers = kernel("qpass_conv"), POINTERS.pack
     direct = dtype is torch.uint8 and act in CLAMPS
+    if other is None or other.meta["val"].dtype is not torch.uint8:
+        other_scale = 1.0
     factors, addends = _constant(alpha), _constant(beta)
     low, high, inverse = 0.0, float(out_max), 1 / out_scale
     if direct:

@@ -2,7 +2,8 @@
 
 usual       [group, N / 64, tap, C / 4, 64, 4]
 folded      the same with the kernel's width and the channels as one axis: few channels fill groups of four so
-depthwise   [C / 64, tap / 4, 4, 4, 4, 4 taps]: channel 16 a + 4 b + c lies at [.., b, a, c]
+depthwise   [C / 64, tap / 4, 4, 4, 4, 4 taps]: channel 16 a + 4 b + c lies at [.., b, a, c];
+            taps of 3 x 3 go column by column, each of three and a 0
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ FEW = 16  # channels below which the kernel's width is folded into them
 def is_depthwise(channels: int, n: int, g: Geometry) -> bool:
     """One input channel and one output channel a group."""
     return g.groups > 1 and g.groups == channels == n and not g.transposed
+
+
+def by_columns(g: Geometry) -> bool:
+    """Whether the taps of a depthwise convolution are packed column by column."""
+    return math.prod(g.kernel[:-1]) == 3 and g.kernel[-1] == 3
 
 
 def is_folded(channels: int, g: Geometry) -> bool:
@@ -44,8 +50,10 @@ def pack_conv(weight: Tensor, g: Geometry) -> Tensor:
     channels = per_group * g.groups
     rows = weight.flatten(2).transpose(1, 2)  # [N, taps, C / groups]
     if is_depthwise(channels, n, g):
-        taps = rows.shape[1]
-        padded = functional.pad(rows.squeeze(2), (0, -taps % 4, 0, -n % 64))
+        rows = rows.squeeze(2)
+        if by_columns(g):
+            rows = functional.pad(rows.reshape(n, 3, 3).transpose(1, 2), (0, 1)).flatten(1)
+        padded = functional.pad(rows, (0, -rows.shape[1] % 4, 0, -n % 64))
         return padded.reshape(-1, 4, 4, 4, padded.shape[1] // 4, 4).permute(0, 4, 2, 1, 3, 5).contiguous()
     if is_folded(channels, g):
         rows = rows.reshape(n, -1, g.kernel[-1] * per_group)
@@ -62,6 +70,8 @@ def unpack_conv(packed: Tensor, channels: int, n: int, g: Geometry) -> Tensor:
     per_group = channels // g.groups
     if is_depthwise(channels, n, g):
         rows = packed.permute(0, 3, 2, 4, 1, 5).flatten(0, 3).flatten(1)
+        if by_columns(g):
+            rows = rows.reshape(-1, 3, 4)[..., :3].transpose(1, 2).flatten(1)
         return rows[:n, : math.prod(g.kernel)].reshape(n, 1, *g.kernel)
     rows = packed.permute(0, 1, 4, 2, 3, 5).flatten(4).flatten(1, 2)  # [groups, N / groups padded, taps, width padded]
     width = per_group * (g.kernel[-1] if is_folded(channels, g) else 1)
