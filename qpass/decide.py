@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from qpass.decide_conv import image_groups, output_decision, quantize_convolutions, why_type
+from qpass.decide_conv import image_groups, operand_decision, output_decision, quantize_convolutions, why_type
 from qpass.decide_linear import suited
 from qpass.observations import Observations, Observed
 from qpass.packing import Packed
@@ -42,10 +42,15 @@ def decide(
     first = _first_readers(sites, recipe)
     for members in _groups(sites, observations):
         solved |= _decide_group(weights, members, recipe, observations, first)
+    if not fast_bfloat16():
+        kinds = {name: "output" if info.operation == "operand" else info.operation for name, info in sites.items()}
+        sites = {name: dataclasses.replace(info, operation=kinds[name]) for name, info in sites.items()}
     for members in image_groups(sites, observations):
         solved |= _decide_images(weights, members, recipe, observations)
     for name, info in sites.items():
-        if name in solved or info.operation != "output":
+        if info.operation == "operand":
+            solved |= operand_decision(info, recipe.scheme_for(name.removesuffix(".output")))
+        if name in solved or info.operation not in ("output", "operand"):
             plan.decisions[name] = solved.get(name) or _other(info)
     if any(d.input_type is not None for d in plan) and fast_bfloat16():
         plan.attention = torch.bfloat16

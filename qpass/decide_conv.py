@@ -23,6 +23,7 @@ from qpass.schemes import Scheme
 from qpass.solvers.convolution import solve_convolution
 from qpass.storage import fingerprint
 
+OPERAND = "bfloat16: one add reads it, whose result has a rounding of its own"
 FLOAT_TYPE = "weights and inputs become integers of 2 to 8 bits; {} has other types"
 
 
@@ -110,6 +111,13 @@ def _usual_step(scheme: Scheme, observed: Observed | None) -> Tensor | None:
         return None
     lo, hi = torch.tensor(observed.range.lo), torch.tensor(observed.range.hi)
     return affine.choose_qparams(lo, hi, dataclasses.replace(scheme.activation, granularity="tensor")).scale
+
+
+def operand_decision(info: SiteInfo, scheme: Scheme | None) -> dict[str, Decision]:
+    """The decision for a value that is read once, to be added to a later convolution; nothing where it stays as it is."""
+    if scheme is None or not scheme.needs_calibration or why_type(scheme):
+        return {}
+    return {info.name: Decision(info.name, "operand", note=OPERAND)}
 
 
 def output_decision(info: SiteInfo, scheme: Scheme | None, observed: Observed | None, group: str) -> Decision | None:

@@ -25,8 +25,10 @@ from qpass.schemes import Scheme, is_scheme
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """What a capture tells of a site. weight: parameter path; transposed: it is [K, N]; from_epilogue: its input is
-    the activation of another linear, so a product in front of it would cost a pass over memory; walk: of a convolution.
+    """What a capture tells of a site, or of an `output` or `operand` of convolutions (passes/conv_values.py).
+
+    weight: parameter path; transposed: it is [K, N]; from_epilogue: its input is the activation of another linear, so a
+    product in front of it would cost a pass over memory; walk: of a convolution.
     """
 
     name: str
@@ -82,7 +84,7 @@ class Decision:
     @property
     def is_output(self) -> bool:
         """Whether this is not a site but a value that one leaves for others than sites to read."""
-        return self.operation == "output"
+        return self.operation in ("output", "operand")
 
     @property
     def macs(self) -> int:
@@ -192,7 +194,7 @@ def rows(plan: Plan) -> list[tuple[str, ...]]:
         span = f"{d.lo:.3g} .. {d.hi:.3g}" if d.lo is not None and d.hi is not None else ""
         types = (str(d.input_type or "float"), str(d.weight_type)) if d.quantized else ("float", "float")
         if d.is_output:
-            types = (str(d.input_type), "")
+            types = (str(d.input_type or "bf16"), "")
         found.append((d.site, "x".join(map(str, d.shape)), span, *types, d.why or d.note))
     return found
 

@@ -16,7 +16,7 @@ from torch import fx
 
 from qpass.convolutions import geometry, is_convolution
 from qpass.graphs import constant
-from qpass.passes.conv_values import outputs_to_quantize
+from qpass.passes.conv_values import is_operand, outputs_to_quantize
 from qpass.passes.other_sites import other_operation
 from qpass.plan import SiteInfo
 from qpass.products import is_parameter
@@ -101,7 +101,8 @@ def describe_sites(gm: fx.GraphModule, names: SiteNames) -> tuple[dict[str, fx.N
     nodes = name_sites(gm, names)
     infos = [_describe(name, node) for name, node in nodes.items()]
     outputs = outputs_to_quantize(gm)
-    return nodes | outputs, infos + [SiteInfo(name, "output", None) for name in outputs]
+    kinds = {name: "operand" if is_operand(node) else "output" for name, node in outputs.items()}
+    return nodes | outputs, infos + [SiteInfo(name, kind, None) for name, kind in kinds.items()]
 
 
 def _describe(name: str, node: fx.Node) -> SiteInfo:

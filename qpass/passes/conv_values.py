@@ -9,6 +9,9 @@ read its integers. A y that a site reads is quantized by that site's decision.
 1. the chain from the convolution to y is fused: batch norm, one add, one activation, each with one reader;
 2. of an add of two such chains the later one is fused, the earlier one ends in front of it;
 3. at least one reader is in READERS, and none is the output of the graph.
+
+A y that one add alone reads, which is fused into a later convolution, is an operand (`is_operand`): its rounding would not be
+shared with anything and falls on the sum in full, so where the processor has bfloat16 it is kept in that.
 """
 
 from __future__ import annotations
@@ -90,6 +93,17 @@ def _same_shape(a: fx.Node, b: fx.Node) -> bool:
     if not all(isinstance(v, Tensor) for v in values):
         return False
     return str(values[0].shape) == str(values[1].shape) and values[0].dtype == values[1].dtype
+
+
+def is_operand(node: fx.Node) -> bool:
+    """Whether a value is read once, by the add of a later convolution's result."""
+    add = single_user(node)
+    if add is None or add.target not in ADDS or len(add.args) < 2:
+        return False
+    a, b = add.args[:2]
+    other = b if node is a else a
+    ends = isinstance(other, fx.Node) and other is not node and _is_product(other)
+    return ends and _same_shape(node, other) and add.kwargs.get("alpha", 1) == 1
 
 
 def outputs_to_quantize(gm: fx.GraphModule) -> dict[str, fx.Node]:

@@ -1,7 +1,7 @@
 """Fuse integer convolutions with what stands around them, as fuse.py does for linears.
 
 convolution(dequantize(x), dequantize(w), b)   ->  qpass.conv(x, w, b)
-qpass.conv(...) + dequantize(other)            ->  qpass.conv(..., other)      also a float other
+qpass.conv(...) + dequantize(other)            ->  qpass.conv(..., other)      also a float other, and one that was cast
 act(qpass.conv(...))                           ->  qpass.conv(..., act)
 quantize(qpass.conv(...))                      ->  qpass.conv(..., u8)
 """
@@ -93,6 +93,49 @@ def _(x, xs, xz, xt, w, ws, wt, b, dtype, s, p, d, t, o, g, other):
     return _conv(x, xs, xz, xt, w, ws, wt, b, added, "", None, (None, None, ""), dtype, (s, p, d, t, o, g))
 
 
+@rule
+def conv_cast_residual(x, xs, xz, xt, w, ws, wt, b, dtype, s, p, d, t, o, g, other):
+    """qpass.conv(...) + float(other)  ->  qpass.conv(..., other)
+
+    1. other has the shape of the convolution's result.
+    """
+    y = _conv(x, xs, xz, xt, w, ws, wt, b, NOTHING, "", None, (None, None, ""), dtype, (s, p, d, t, o, g))
+    return aten.add.Tensor(y, aten.to.dtype(other, dtype))
+
+
+@conv_cast_residual.check
+def _(match, other, **_):
+    return _same_shape(match, other)
+
+
+@conv_cast_residual.to
+def _(x, xs, xz, xt, w, ws, wt, b, dtype, s, p, d, t, o, g, other):
+    added = (other, None, None, "")
+    return _conv(x, xs, xz, xt, w, ws, wt, b, added, "", None, (None, None, ""), dtype, (s, p, d, t, o, g))
+
+
+@rule
+def conv_cast(x, xs, xz, xt, w, ws, wt, b, other, ots, otz, ott, act, slope, dtype, s, p, d, t, o, g, to):
+    """qpass.conv(...).to(bfloat16)  ->  qpass.conv(..., bfloat16)
+
+    1. the dtype is a float of 16 or 32 bits.
+    """
+    added = (other, ots, otz, ott)
+    y = _conv(x, xs, xz, xt, w, ws, wt, b, added, act, slope, (None, None, ""), dtype, (s, p, d, t, o, g))
+    return aten.to.dtype(y, to)
+
+
+@conv_cast.check
+def _(to, **_):
+    return None if to in (torch.float32, torch.bfloat16, torch.float16) else f"convolutions do not write {to}"
+
+
+@conv_cast.to
+def _(x, xs, xz, xt, w, ws, wt, b, other, ots, otz, ott, act, slope, dtype, s, p, d, t, o, g, to):
+    added = (other, ots, otz, ott)
+    return _conv(x, xs, xz, xt, w, ws, wt, b, added, act, slope, (None, None, ""), to, (s, p, d, t, o, g))
+
+
 def _same_shape(match, other) -> str | None:
     same = str(other.meta["val"].shape) == str(match.root.meta["val"].shape)
     return None if same else "the residual is broadcast; it is added after the convolution"
@@ -159,7 +202,9 @@ CONV = (integer_conv,)
 CONV_EPILOGUE = (
     conv_requantize,
     conv_integer_residual,
+    conv_cast_residual,
     conv_residual,
+    conv_cast,
     conv_prelu,
     activation_rule("conv_relu", "relu", lambda y: aten.relu.default(y)),
     activation_rule("conv_relu6", "relu6", lambda y: aten.relu6.default(y)),

@@ -115,13 +115,19 @@ def _shifted(gm: fx.GraphModule, x: fx.Node, decision: Decision, before: fx.Node
 
 
 def _quantize_output(gm: fx.GraphModule, node: fx.Node, decision: Decision, quantized: dict) -> int:
-    """Readers that can do with integers read those of `node`."""
+    """Readers that can do with integers read those of `node`; an operand of one add is bfloat16 on its way there."""
     readers = [user for user in node.users if user.target in READERS]
     if not readers:
         return 0
+    dtype = node.meta["val"].dtype
+    if decision.input_type is None:
+        if dtype is torch.float32:
+            narrow = add_call(gm, aten.to.dtype, (node, torch.bfloat16), node.next)
+            readers[0].replace_input_with(node, add_call(gm, aten.to.dtype, (narrow, dtype), readers[0]))
+        return 1
     held = _codes(gm, node, decision, quantized, node.next)
     for user in readers:
-        real = (*held, str(decision.input_type), node.meta["val"].dtype)
+        real = (*held, str(decision.input_type), dtype)
         user.replace_input_with(node, add_call(gm, qpass.dequantize.default, real, user))
     return 1
 
