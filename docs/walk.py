@@ -87,7 +87,9 @@ def network() -> tuple[nn.Module, list[torch.Tensor]]:
     """The network of convolutions.md and its calibration batches: the page's first block makes them."""
     block = re.search(r"```python\n(.*?)```", (DOCS / "convolutions.md").read_text(), re.DOTALL)
     assert block is not None
-    page = sys.modules["convolutions"] = types.ModuleType("convolutions")  # where torch looks up what its functions name
+    page = sys.modules["convolutions"] = types.ModuleType(
+        "convolutions"
+    )  # where torch looks up what its functions name
     exec(block[1], vars(page))
     return page.model, page.batches
 
