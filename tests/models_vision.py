@@ -178,11 +178,7 @@ class SuperResolution(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c = (
-            nn.Conv2d(3, 12, 3, padding=1),
-            nn.Conv2d(12, 12, 3, padding=1),
-            nn.Conv2d(12, 12, 3, padding=1),
-        )
+        self.a, self.b, self.c = (nn.Conv2d(c, 12, 3, padding=1) for c in (3, 12, 12))
         self.up, self.out, self.last = (
             nn.Conv2d(12, 32, 3, padding=1),
             nn.Conv2d(8, 8, 3, padding=1),

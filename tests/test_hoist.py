@@ -200,3 +200,22 @@ def test_values_that_others_read_as_float_stay_right():
     hoist(gm)
     gm.recompile()
     assert all(torch.equal(a, b) for a, b in zip(run(gm, values), wanted, strict=True))
+
+
+def test_a_pool_that_a_residual_reads_too_is_of_integers():
+    """As in a ResNet's first block: a convolution reads the pool as integers, the add behind it as a float value."""
+
+    def use(m, y):
+        pooled = F.max_pool2d(Q.dequantize(m.q(y), m.scale, m.zero, "u8/t", torch.float32), 2)
+        return m.q(pooled), pooled + 1, pooled * 2
+
+    gm, values = captured(Made(use), codes(2, 3, 8, 8))
+    wanted = run(gm, values)
+    hoist(gm)
+    gm.recompile()
+    assert len(named(gm, Q.max_pool.default)) == 1
+    assert not named(gm, aten.max_pool2d.default)
+    readers = [user for node in named(gm, Q.dequantize.default) for user in node.users]
+    assert len(readers) == len(named(gm, Q.dequantize.default))
+    assert all(torch.equal(a, b) for a, b in zip(run(gm, values), wanted, strict=True))
+    assert hoist(gm) == 0

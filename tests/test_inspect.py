@@ -132,3 +132,16 @@ def test_a_plan_is_followed_and_not_edited(block):
 
 def test_diff_ignores_numbers_of_nodes_that_moved():
     assert diff("%0 = a\n%1 = b(%0)", "%0 = z\n%1 = a\n%2 = b(%1)").splitlines() == ["+ %0 = z"]
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
+def test_explain_of_convolutions_and_of_what_they_leave(scheme):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)).eval()
+    data = batches(3, (2, 3, 6, 6))
+    report = qpass.inspect(qpass.compile(model, scheme, data[0], data, backend="reference"))
+    text = report.explain("0:conv2d.0")
+    assert ("scale and zero point of each image" in text) == (scheme == "w8a8-dynamic")
+    if scheme == "w8a8":
+        text = report.explain("0:conv2d.0.output")
+        assert "what    the value that its convolution leaves" in text
+        assert "type    u8/t, seen 0 .. " in text

@@ -5,6 +5,7 @@
     quantize(relu(x), s, z)               ->   quantize(x, s, z)           where z is the smallest code: it clamps so
     quantize(pad(x, 0), s, z)             ->   qpass.pad(quantize(x, s, z), z)
     quantize(dequantize(q, s, z), s, z)   ->   q
+    max_pool(dequantize(q, s, z))         ->   dequantize(qpass.max_pool(q), s, z)     one for each reader: a residual fuses
 
 Rounding is monotonic and the same for each value, so all of this is exact. Quantizes of one value with one scale are one, and
 so are equal moves of it.
@@ -58,6 +59,8 @@ def hoist(gm: fx.GraphModule, context=None) -> int:
         for node in reversed(list(gm.graph.nodes)):
             if node.target is Q.quantize.default and not node._erased and (key := key_of(node)) is not None:
                 found += _cancel(gm, node, key) or _move(gm, node, key)
+            elif node.target in POOLS:
+                found += _pool_codes(gm, node)
         gm.graph.eliminate_dead_code()
         edits += found
         if not found:
@@ -187,8 +190,7 @@ def _moved(gm: fx.GraphModule, x: fx.Node, node: fx.Node) -> fx.Node | None:
         parts: Any = x.args[0]
         return add_call(gm, x.target, ([codes(v) for v in parts], *x.args[1:]), node)
     if x.target in POOLS:
-        kernel, stride, padding, dilation, ceil = x.args[1:6]
-        return add_call(gm, Q.max_pool.default, (codes(x.args[0]), kernel, stride, padding, dilation, bool(ceil)), node)
+        return _pooled(gm, x, codes(x.args[0]), node)
     if x.target in PADS:
         zero = int(_constant(node.args[2]))
         return add_call(gm, Q.pad.default, (codes(x.args[0]), x.args[1], zero), node)
@@ -197,6 +199,22 @@ def _moved(gm: fx.GraphModule, x: fx.Node, node: fx.Node) -> fx.Node | None:
         parts = add_call(gm, whole.target, (codes(whole.args[0]), *whole.args[1:]), node)
         return add_call(gm, operator.getitem, (parts, x.args[1]), node)
     return add_call(gm, x.target, (codes(x.args[0]), *x.args[1:]), node)
+
+
+def _pooled(gm: fx.GraphModule, pool: fx.Node, codes: fx.Node, before: fx.Node) -> fx.Node:
+    kernel, stride, padding, dilation, ceil = pool.args[1:6]
+    return add_call(gm, Q.max_pool.default, (codes, kernel, stride, padding, dilation, bool(ceil)), before)
+
+
+def _pool_codes(gm: fx.GraphModule, pool: fx.Node) -> int:
+    """Readers of a pool of dequantized values read dequantized values of a pool of integers."""
+    real = pool.args[0]
+    if not pool.users or real.target is not Q.dequantize.default or key_of(real) is None:
+        return 0
+    codes = _pooled(gm, pool, real.args[0], pool)
+    for user in list(pool.users):
+        user.replace_input_with(pool, add_call(gm, Q.dequantize.default, (codes, *real.args[1:]), user))
+    return 1
 
 
 def _constant(node: Any) -> Tensor:
