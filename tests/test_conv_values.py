@@ -34,7 +34,8 @@ def outputs(use):
     """name -> operator of the value named."""
     gm, _ = captured(Net(use).eval(), torch.randn(2, 3, 8, 8))
     nodes, infos = describe_sites(gm, SiteNames())
-    assert sorted(i.name for i in infos if i.operation in ("output", "operand")) == sorted(n for n in nodes if n.endswith(".output"))
+    told = sorted(i.name for i in infos if i.operation in ("output", "operand"))
+    assert told == sorted(n for n in nodes if n.endswith(".output"))
     return {name: node.target for name, node in nodes.items() if name.endswith(".output")}
 
 

@@ -23,7 +23,8 @@ def arguments(names, sample=False):
     values = {
         "x": torch.randint(0, 256, (2, 4, 7, 6), dtype=torch.uint8), "xs": torch.rand(params) / 50 + 0.01,
         "xz": torch.randint(0, 256, params, dtype=torch.int32), "xt": "u8/sample" if sample else "u8/t",
-        "xd": torch.float32, "wd": torch.float32, "dtype": torch.float32, "to": torch.bfloat16, "wt": "i8/c0", "b": torch.randn(6),
+        "xd": torch.float32, "wd": torch.float32, "dtype": torch.float32, "to": torch.bfloat16, "wt": "i8/c0",
+        "b": torch.randn(6),
         "w": torch.randint(-127, 128, (6, 2, 3, 3), dtype=torch.int8), "ws": torch.rand(6) / 50 + 0.001,
         "other": torch.randint(0, 256, (2, 6, 4, 6), dtype=torch.uint8), "ots": torch.tensor(0.05), "otz": zero,
         "ott": "u8/t", "act": "relu", "slope": None, "os": torch.tensor(0.3), "oz": zero, "ot": "u8/t",

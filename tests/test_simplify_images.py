@@ -108,3 +108,41 @@ def test_stays_or_is_exact(name):
     simplify_images(gm)
     gm.recompile()
     assert torch.equal(run(gm, values), before)
+
+
+PADS = {  # padding of what is in front -> padding of the convolution, and pads left
+    "even": (lambda m, x: m.conv(F.pad(x, (2, 2, 1, 1))), [2, 3], 0),
+    "one axis": (lambda m, x: m.conv(F.pad(x, (2, 2))), [1, 3], 0),
+    "of nothing": (lambda m, x: m.conv(F.pad(x, (0, 0, 0, 0))), [1, 1], 0),
+    "uneven": (lambda m, x: m.conv(F.pad(x, (0, 1, 0, 1))), [1, 1], 1),
+    "another value": (lambda m, x: m.conv(F.pad(x, (1, 1, 1, 1), value=1.0)), [1, 1], 1),
+    "another mode": (lambda m, x: m.conv(F.pad(x, (1, 1, 1, 1), mode="reflect")), [1, 1], 1),
+    "cropping": (lambda m, x: m.conv(F.pad(x, (-1, -1, -1, -1))), [1, 1], 1),
+    "channels": (lambda m, x: m.wide(F.pad(x, (0, 0, 0, 0, 1, 1))), [1, 1], 1),
+    "read by others": (lambda m, x: m.conv(y := F.pad(x, (1, 1, 1, 1))).sum() + y.sum(), [2, 2], 1),
+    "transposed": (lambda m, x: m.up(F.pad(x, (1, 1, 1, 1))), [1, 1], 1),
+}
+
+
+class Padded(nn.Module):
+    def __init__(self, use):
+        super().__init__()
+        self.use = use
+        self.conv, self.wide = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(5, 4, 3, padding=1)
+        self.up = nn.ConvTranspose2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.use(self, x)
+
+
+@pytest.mark.parametrize("name", PADS)
+def test_zeros_around_an_image_become_padding(name):
+    use, padding, left = PADS[name]
+    gm, inputs = captured(Padded(use).eval(), torch.randn(2, 3, 8, 9))
+    wanted = run(gm, inputs)
+    simplify_images(gm)
+    gm.recompile()
+    torch.testing.assert_close(run(gm, inputs), wanted, rtol=1e-5, atol=1e-5)
+    found = [n for n in gm.graph.nodes if n.target is aten.convolution.default]
+    assert [list(n.args[4]) for n in found] == [padding]
+    assert sum(n.target in (aten.pad.default, aten.constant_pad_nd.default) for n in gm.graph.nodes) == left
