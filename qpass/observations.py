@@ -8,12 +8,13 @@ them first. So the order of batches and workers does not change the plan.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from qpass.patches import pixels
 from qpass.ranges import Range
 
 SAMPLE = 512  # rows kept of each group
@@ -46,6 +47,16 @@ class Observed:
         """One batch of which only the range is kept, with channels on `axis`."""
         self.range = self.range.update(x, axis)
         self.rows += x.numel() // max(x.shape[axis], 1)
+
+    def add_channels(self, x: Tensor) -> None:
+        """One batch [B, C, *spatial]: limits of every channel, and a sample of pixels."""
+        rows = pixels(x)
+        self.range = self.range.update(rows)
+        if x.dim() > 2:
+            axes = (0, *range(2, x.dim()))
+            self.range = self.range.within(x.amin(axes).float(), x.amax(axes).float())
+        self.rows += len(rows)
+        self._keep(rows, row_hash(rows))
 
     def merge(self, other: Observed) -> None:
         """Takes in what another worker saw."""
@@ -105,9 +116,9 @@ class Observations:
             else:
                 self.observed[name] = theirs
 
-    def together(self, sites: Iterable[str]) -> Observed | None:
-        """What was seen of the inputs of all these sites."""
-        groups = dict.fromkeys(self.groups.get(site, site) for site in sites)
+    def together(self, sites: Iterable[str], name: Callable[[str], str] = str) -> Observed | None:
+        """What was seen of the inputs of all these sites; name: of a group -> of what is asked for."""
+        groups = dict.fromkeys(name(self.groups.get(site, site)) for site in sites)
         found = [self.observed[group] for group in groups if group in self.observed]
         if len(found) < 2:
             return found[0] if found else None

@@ -20,6 +20,7 @@ from qpass.errors import QpassError
 from qpass.geometry import Geometry
 from qpass.observations import Observations, Observed
 from qpass.passes.conv_values import OUTPUT
+from qpass.passes.scalable import sources
 from qpass.patches import patches
 from qpass.ranges import Range
 
@@ -91,6 +92,11 @@ def patches_of(site: str) -> str:
     return f"{site}.patches"
 
 
+def channels_of(group: str) -> str:
+    """The name under which the channels of a value that can be scaled are observed."""
+    return f"{group}.channels"
+
+
 class CollectRanges(fx.Interpreter):
     """Runs a graph on real inputs and adds what flows into each site to the observations."""
 
@@ -104,6 +110,7 @@ class CollectRanges(fx.Interpreter):
         self.outputs = {node: name for name, node in sites.items() if name.endswith(OUTPUT)}
         own = {name: node for name, node in sites.items() if is_convolution(node) and not name.endswith(OUTPUT)}
         self.convolutions = {node: (name, geometry(node)) for name, node in own.items()}
+        self.scalable = sources(gm, {name: node for node, name in self.outputs.items()})
         self.names = self._group_names(gm)
         for name, group in self.names.items():
             into.groups.setdefault(name, group)
@@ -174,6 +181,9 @@ class CollectRanges(fx.Interpreter):
             return
         known = self.into.observed.setdefault(group, Observed(Range.empty()))
         self._add(name, lambda: known.add_range(x, 1))
+        if name in self.scalable and self.into.moments:
+            empty = Observed(Range.empty(x.shape[1], histogram=False))
+            self._add(name, lambda: self.into.observed.setdefault(channels_of(group), empty).add_channels(x))
 
     def _observe_patches(self, name: str, walk: Geometry, x: Tensor) -> None:
         key = patches_of(name)

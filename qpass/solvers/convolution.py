@@ -18,7 +18,7 @@ from torch import Tensor
 from qpass import affine
 from qpass.geometry import Geometry
 from qpass.observations import Observed
-from qpass.packing import Packed
+from qpass.packing import Packed, spread
 from qpass.patches import as_matrix
 from qpass.qtype import QParams, QType
 from qpass.schemes import Scheme
@@ -41,7 +41,7 @@ def solve_convolution(
     qtype = channel_type(scheme.weight, 1 if g.transposed else 0)
     real = weight.detach().float()
     if factor is not None:
-        real = real / spread(factor, real, g)
+        real = real / spread(factor, real, g.transposed)
     noise = 0.0 if step is None else float(step.double().square().mean() / 12)
     matrix = rows_of(real, g)
     scale = best_steps(matrix, qtype)
@@ -64,15 +64,6 @@ def _with_moments(matrix, g: Geometry, params: QParams, observed: Observed, nois
     return rounded(best, covariance, noise, params, "gptq")
 
 
-def spread(factor: Tensor, weight: Tensor, g: Geometry) -> Tensor:
-    """A factor of input channels, shaped to multiply the weight that reads them: of one group, or depthwise."""
-    if g.groups == 1:
-        axis, values = (0 if g.transposed else 1), factor
-    else:
-        axis, values = 0, factor.repeat_interleave(weight.shape[0] // len(factor))
-    return values.reshape([-1 if i == axis else 1 for i in range(weight.dim())])
-
-
 def rows_of(weight: Tensor, g: Geometry) -> Tensor:
     """The weight with one row for each scale: [N, C / groups * taps], or [N / groups, C * taps] where transposed."""
     return weight.transpose(0, 1).flatten(1) if g.transposed else weight.flatten(1)
@@ -83,6 +74,20 @@ def rows_back(rows: Tensor, shape: tuple[int, ...], g: Geometry) -> Tensor:
     if not g.transposed:
         return rows.reshape(shape).contiguous()
     return rows.reshape(shape[1], shape[0], *shape[2:]).transpose(0, 1).contiguous()
+
+
+def by_channel(weight: Tensor, g: Geometry) -> Tensor:
+    """The weight of a convolution with a row for each channel of its input: [C, M]."""
+    if g.transposed:
+        return weight.flatten(1)
+    return weight.reshape(g.groups, -1, weight.shape[1], weight[0, 0].numel()).transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+def by_output(weight: Tensor, g: Geometry) -> Tensor:
+    """The weight of a convolution with a row for each channel of its output: [N, M]."""
+    if not g.transposed:
+        return weight.flatten(1)
+    return weight.reshape(g.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 def best_steps(rows: Tensor, qtype: QType) -> Tensor:
@@ -97,7 +102,7 @@ def _bias(weight: Tensor, packed: Packed, g: Geometry, mean: Tensor) -> Tensor:
     shape = [-1 if i == packed.type.axis else 1 for i in range(weight.dim())]
     real = packed.data.double() * packed.scale.double().reshape(shape)
     if packed.in_mul is not None:
-        real = real * spread(packed.in_mul, weight, g).double()
+        real = real * spread(packed.in_mul, weight, g.transposed).double()
     lost = weight.double() - real
     if g.transposed:
         total = lost.flatten(2).sum(2)  # [C, N / groups]
