@@ -22,7 +22,7 @@ from qpass.qtype import QType
 from qpass.range_choice import choose_range
 from qpass.schemes import Recipe, Scheme
 from qpass.solvers.convolution import solve_convolution
-from qpass.solvers.equalize import choose_factors, scaled
+from qpass.solvers.equalize import Factor, choose_factors, scaled
 from qpass.storage import fingerprint
 
 
@@ -95,7 +95,7 @@ def _decide_group(
     members: list[SiteInfo],
     recipe: Recipe,
     observations: Observations,
-    factor: Tensor | None,
+    factor: Factor | None,
 ) -> dict[str, Decision]:
     """Convolutions that read one value, times a factor [C], and outputs that share its scale."""
     found: dict[str, Decision] = {}
@@ -103,10 +103,11 @@ def _decide_group(
     observed = observations.together(info.name for info in members)
     if factor is not None and observed is not None:
         observed = scaled(observations, [info.name for info in members], factor)
+    mul = None if factor is None else factor.m
     for info in members:
         scheme = recipe.scheme_for(info.name.removesuffix(".output"))
         if info.operation == "output":
-            decision = output_decision(info, scheme, observed, observations.groups.get(info.name, info.name), factor)
+            decision = output_decision(info, scheme, observed, observations.groups.get(info.name, info.name), mul)
             found |= {} if decision is None else {info.name: decision}
             continue
         decision = describe(weights, info, observations)
@@ -117,7 +118,7 @@ def _decide_group(
             by_scheme.setdefault(scheme, []).append(decision)
     infos = {info.name: info for info in members}
     for scheme, decisions in by_scheme.items():
-        done = quantize_convolutions(weights, infos, decisions, scheme, observations, observed, factor)
+        done = quantize_convolutions(weights, infos, decisions, scheme, observations, observed, mul)
         found |= {d.site: d for d in done}
     return found
 

@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from qpass import sizes
 from qpass.patches import pixels
 from qpass.ranges import Range
 
 SAMPLE = 512  # rows kept of each group
+PIXELS = 8192  # of a batch whose channels are counted by size
+HASHED = 64  # values of an image that its hash is made of
 ROUNDING = 4 * torch.finfo(torch.float32).eps  # of the mean square: below it a variance is noise of float32 sums
 
 
@@ -26,6 +29,7 @@ class Observed:
     """Statistics of one group's input: [rows, K] values seen so far.
 
     moment: float64 [K, K], the sum of x x^T. sample: float32 [<= SAMPLE, K], rows chosen by hash; keys: their hashes.
+    sizes: int64 [K, BINS], counts by size (sizes.py).
     """
 
     range: Range
@@ -33,6 +37,7 @@ class Observed:
     moment: Tensor | None = None
     sample: Tensor | None = None
     keys: Tensor | None = None
+    sizes: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
         """One batch, [..., K]."""
@@ -49,14 +54,12 @@ class Observed:
         self.rows += x.numel() // max(x.shape[axis], 1)
 
     def add_channels(self, x: Tensor) -> None:
-        """One batch [B, C, *spatial]: limits of every channel, and a sample of pixels."""
-        rows = pixels(x)
-        self.range = self.range.update(rows)
-        if x.dim() > 2:
-            axes = (0, *range(2, x.dim()))
-            self.range = self.range.within(x.amin(axes).float(), x.amax(axes).float())
+        """One batch [B, C, *spatial]: limits of every channel, and how large the values of many pixels are."""
+        rows, axes = pixels(x, PIXELS), (0, *range(2, x.dim()))
+        self.range = self.range.update(rows).within(x.amin(axes).float(), x.amax(axes).float())
         self.rows += len(rows)
-        self._keep(rows, row_hash(rows))
+        counts = sizes.count(rows)
+        self.sizes = counts if self.sizes is None else self.sizes + counts
 
     def merge(self, other: Observed) -> None:
         """Takes in what another worker saw."""
@@ -64,6 +67,8 @@ class Observed:
         self.rows += other.rows
         if self.moment is not None and other.moment is not None:
             self.moment += other.moment
+        if self.sizes is not None and other.sizes is not None:
+            self.sizes = self.sizes + other.sizes
         if other.sample is not None and other.keys is not None:
             self._keep(other.sample, other.keys)
 
@@ -95,6 +100,13 @@ def row_hash(rows: Tensor) -> Tensor:
     mixed = (rows.contiguous().view(torch.int32).to(torch.int64) * factors).sum(1)
     mixed = (mixed ^ (mixed >> 29)) * 0x1F85EBCA6B1D2E35
     return mixed ^ (mixed >> 32)
+
+
+def halves(images: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch [B, ...] in two halves, by a hash of some values of each image: the same for every worker and order."""
+    flat = images.detach().float().flatten(1)
+    parity = row_hash(flat[:, :: max(flat.shape[1] // HASHED, 1)]) % 2
+    return images[parity == 0], images[parity == 1]
 
 
 @dataclass

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from qpass.convolutions import geometry, is_convolution
 from qpass.errors import QpassError
 from qpass.geometry import Geometry
-from qpass.observations import Observations, Observed
+from qpass.observations import Observations, Observed, halves
 from qpass.passes.conv_values import OUTPUT
 from qpass.passes.scalable import sources
 from qpass.patches import patches
@@ -92,9 +92,9 @@ def patches_of(site: str) -> str:
     return f"{site}.patches"
 
 
-def channels_of(group: str) -> str:
-    """The name under which the channels of a value that can be scaled are observed."""
-    return f"{group}.channels"
+def channels_of(group: str, half: int) -> str:
+    """The name under which the channels of a value that can be scaled are observed, in two halves of the images."""
+    return f"{group}.channels.{half}"
 
 
 class CollectRanges(fx.Interpreter):
@@ -182,8 +182,13 @@ class CollectRanges(fx.Interpreter):
         known = self.into.observed.setdefault(group, Observed(Range.empty()))
         self._add(name, lambda: known.add_range(x, 1))
         if name in self.scalable and self.into.moments:
-            empty = Observed(Range.empty(x.shape[1], histogram=False))
-            self._add(name, lambda: self.into.observed.setdefault(channels_of(group), empty).add_channels(x))
+            self._add(name, lambda: self._observe_channels(group, x))
+
+    def _observe_channels(self, group: str, x: Tensor) -> None:
+        for i, part in enumerate(halves(x)):
+            if len(part):
+                empty = Observed(Range.empty(x.shape[1], histogram=False))
+                self.into.observed.setdefault(channels_of(group, i), empty).add_channels(part)
 
     def _observe_patches(self, name: str, walk: Geometry, x: Tensor) -> None:
         key = patches_of(name)

@@ -3,17 +3,20 @@
     x'_i = x_i * m_i      W'_i = W_i / m_i      of every convolution that reads x; what makes x makes x * m (migrate_conv.py)
 
 weights   cross-layer equalization, from the weights alone (cross_layer.py)
-auto      m_i = r2_i^(1-a) / max|x_i|^a or max|x_i|^-a, with the a of the least estimated error of what the readers compute:
+auto      m_i = r_i^(1-a) / max|x_i|^a or max|x_i|^-a, r_i the largest weight that reads channel i, with the a of the least
+          estimated error of what the readers compute, or no factor where none is clearly better:
 
           E = sum_i E[(x_i - Q(x_i m_i) / m_i)^2] sum_n w_ni^2  +  sum_ni var(x_i) m_i^2 step_n(m)^2 / 12
 
-          over a sample of pixels: rounding and clipping of the input, and rounding of the weights. None where none is better.
+With factors every channel fills the range, so all of them meet values that calibration has not seen. Images are therefore
+kept in two halves: the range and the error of a factor are those of one half's pixels times the factor that fits the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,15 +27,15 @@ from qpass.observations import Observations, Observed
 from qpass.packing import spread
 from qpass.passes.collect_ranges import channels_of
 from qpass.plan import SiteInfo, Source
-from qpass.ranges import Range
+from qpass.qtype import QParams
+from qpass.ranges import Channels, Range
 from qpass.schemes import Scheme
+from qpass.sizes import PLACES, places
 from qpass.solvers.convolution import by_channel, channel_type, rows_of
 from qpass.solvers.cross_layer import from_weights, usual
-from qpass.solvers.steps import least_error
 
-STRENGTHS = (0.5, 0.75, 1.0)
+STRENGTHS = ((0.5, 0.5), (0.75, 0.25), (0.75, 0.0), (1.0, 0.0))  # exponents of reach and of weights
 PARTS = torch.linspace(1.0, 0.2, 9)  # of the limits of an input: candidates for what is kept
-PIXELS = 256  # of the sample that errors are estimated on
 CLEAR = 0.95  # of the error without factors: what is not below is chance
 
 
@@ -52,31 +55,49 @@ class Reader:
         return Reader(real, info.walk, by_channel(real, info.walk))
 
 
+@dataclass(frozen=True)
+class Factor:
+    """M [C], float32; crossed: the factors that pixels of the first and of the second half meet as unseen ones."""
+
+    m: Tensor
+    crossed: tuple[Tensor, Tensor]
+
+
+Halves = tuple[Observed, Observed]
+
+
 def choose_factors(
     weights: Mapping[str, Tensor],
     sites: Mapping[str, SiteInfo],
     schemes: Mapping[str, Scheme],
     observations: Observations,
     together: Sequence[Sequence[SiteInfo]],
-) -> dict[str, Tensor]:
-    """Site of a producer -> m [C], float32, of what it makes.
+) -> dict[str, Factor]:
+    """Site of a producer -> the factor of what it makes.
 
     schemes: of the sites that will be quantized; together: the groups that sites and outputs are decided in.
     """
     wanted = {source: schemes[source.readers[0]] for source in free_values(sites, schemes, together)}
     chosen = [source for source, scheme in wanted.items() if scheme.equalize == "weights"]
-    found = from_weights(weights, sites, chosen)
+    found = {site: Factor(m, (m, m)) for site, m in from_weights(weights, sites, chosen).items()}
     for source, scheme in wanted.items():
-        seen = observations.together(source.readers, channels_of)
-        seen = None if seen is None or seen.sample is None or not seen.rows else seen
-        if scheme.needs_calibration and seen is None:
+        halves = halves_of(observations, source.readers)
+        if scheme.needs_calibration and halves is None:
             found.pop(source.site, None)
-        if scheme.equalize != "auto" or scheme.activation is None or seen is None:
-            continue
-        readers = [Reader.of(weights[info.weight or ""], info) for info in map(sites.__getitem__, source.readers)]
-        if (m := from_calibration(readers, scheme, seen)) is not None:
-            found[source.site] = m
+        if scheme.equalize == "auto" and scheme.activation is not None and halves is not None:
+            readers = [Reader.of(weights[info.weight or ""], info) for info in map(sites.__getitem__, source.readers)]
+            factor = from_calibration(readers, scheme, halves)
+            found |= {} if factor is None else {source.site: factor}
     return found
+
+
+def halves_of(observations: Observations, sites: Iterable[str]) -> Halves | None:
+    """What was seen of the channels of the value that sites read, in two halves; None where there is not enough."""
+    sites = tuple(sites)
+    first, second = (observations.together(sites, partial(channels_of, half=half)) for half in (0, 1))
+    if first is None or second is None or not first.rows or not second.rows:
+        return None
+    return first, second
 
 
 def free_values(
@@ -95,19 +116,34 @@ def free_values(
     return found
 
 
-def from_calibration(readers: list[Reader], scheme: Scheme, seen: Observed) -> Tensor | None:
-    """M [C], float32, of the least estimated error; None where it is no better than without."""
-    channels = seen.range.channels
-    assert channels is not None
-    ones, reach = torch.ones_like(channels.lo), usual(channels.absmax)
-    weights = usual(torch.stack([largest(reader) for reader in readers]).amax(0))
-    candidates = [weights ** (1 - a) / reach**a for a in STRENGTHS] + [reach**-a for a in STRENGTHS[:-1]]
-    least, best = CLEAR * error(readers, scheme, seen, ones), None
-    for m in candidates:
-        m = (m / m.log().mean().exp()).float()
-        if (found := error(readers, scheme, seen, m)) < least:
-            least, best = found, m
+def from_calibration(readers: list[Reader], scheme: Scheme, halves: Halves) -> Factor | None:
+    """The factor of the least estimated error; None where it is no better than without."""
+    read = usual(torch.stack([largest(reader) for reader in readers]).amax(0))
+    reaches = [channels(half).absmax for half in halves]
+    whole = torch.maximum(*reaches)
+
+    def of_strength(a: float, weight: float) -> Factor:
+        m, first, second = (balanced(read**weight / usual(reach) ** a) for reach in (whole, *reaches))
+        return Factor(m, (m, m) if scheme.dynamic else (second, first))
+
+    ones = torch.ones_like(whole)
+    least, best = CLEAR * error(readers, scheme, halves, Factor(ones, (ones, ones))), None
+    for a, weight in STRENGTHS:
+        factor = of_strength(a, weight)
+        if (found := error(readers, scheme, halves, factor)) < least:
+            least, best = found, factor
     return best
+
+
+def balanced(m: Tensor) -> Tensor:
+    """M with a mean logarithm of 0, float32."""
+    return (m / m.log().mean().exp()).float()
+
+
+def channels(seen: Observed) -> Channels:
+    """What was seen of each channel."""
+    assert seen.range.channels is not None
+    return seen.range.channels
 
 
 def largest(reader: Reader) -> Tensor:
@@ -116,22 +152,59 @@ def largest(reader: Reader) -> Tensor:
     return sizes / sizes.max().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def error(readers: list[Reader], scheme: Scheme, seen: Observed, m: Tensor) -> float:
+def error(readers: list[Reader], scheme: Scheme, halves: Halves, factor: Factor) -> float:
     """Estimated squared error of what the readers compute, each relative to the signal in it."""
-    assert seen.sample is not None
     assert scheme.activation is not None
-    qtype = replace(scheme.activation, granularity="tensor")
-    x, mul = seen.sample[:PIXELS], m.double()
-    wanted = x * m
-    params = least_error(wanted, *limits(seen, m), qtype, PARTS[:1] if keeps_all(scheme) else PARTS)
-    lost = (affine.fake_quantize(wanted, params) - wanted).double().square().mean(0) / mul**2
-    spread = x.double().var(0, correction=0)
+    qtype, m = replace(scheme.activation, granularity="tensor"), factor.m.double()
+    x, lost = values_of(halves, factor), []
+    for part in PARTS[:1] if keeps_all(scheme) else PARTS:
+        lo, hi = (part * limit for limit in limits(halves, factor))
+        lost.append(rounding_error(x.value * x.mul, affine.choose_qparams(lo, hi, qtype)))
+    best = min(lost, key=lambda each: float(each @ x.share))
+    noise = torch.zeros_like(m).index_add_(0, x.channel, best * x.share / x.mul.square())
+    mean = torch.zeros_like(m).index_add_(0, x.channel, x.value * x.share)
+    spread = torch.zeros_like(m).index_add_(0, x.channel, x.value.square() * x.share) - mean.square()
     total = 0.0
     for reader in readers:
         power = reader.columns.double().square().sum(1)
-        rounding = lost @ power + (mul**2 * spread) @ step_squares(reader, m, scheme) / 12
+        rounding = noise @ power + (m.square() * spread) @ step_squares(reader, factor.m, scheme) / 12
         total += float(rounding) / max(float(spread @ power), 1e-30)
     return total
+
+
+def rounding_error(x: Tensor, params: QParams) -> Tensor:
+    """Expected squared error of values, float64: of clipping, and of rounding but for an exact 0."""
+    zero = 0.0 if params.zero is None else params.zero.double()
+    step = params.scale.double()
+    lo, hi = (params.type.qmin - zero) * step, (params.type.qmax - zero) * step
+    return (x - x.clamp(lo, hi)).square() + step.square() / 12 * (x != 0)
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values of channels, and the share of their channel's that each stands for.
+
+    channel: int64 [n]; value, share, and mul, the factor that the value meets: float64 [n].
+    """
+
+    channel: Tensor
+    value: Tensor
+    share: Tensor
+    mul: Tensor
+
+
+def values_of(halves: Halves, factor: Factor) -> Values:
+    """Those that stand for the bins of both halves; none reaches further than its channel does."""
+    rows, found = sum(half.rows for half in halves), []
+    for half, mul in zip(halves, factor.crossed, strict=True):
+        assert half.sizes is not None
+        c, (channel, size) = channels(half), half.sizes.nonzero(as_tuple=True)
+        value = places()[size].clamp(c.lo[channel, None], c.hi[channel, None])
+        channel, share = (
+            t[:, None].expand(value.shape) for t in (channel, half.sizes[channel, size] / (rows * PLACES))
+        )
+        found.append((channel, value.double(), share.double(), mul.double()[channel]))
+    return Values(*(torch.cat(parts).flatten() for parts in zip(*found, strict=True)))
 
 
 def step_squares(reader: Reader, m: Tensor, scheme: Scheme) -> Tensor:
@@ -150,19 +223,23 @@ def keeps_all(scheme: Scheme) -> bool:
     return scheme.dynamic or scheme.range_for("convolution") == "minmax"
 
 
-def limits(seen: Observed, m: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest x * m."""
-    channels = seen.range.channels
-    assert channels is not None
-    return (channels.lo * m).min(), (channels.hi * m).max()
+def limits(halves: Halves, factor: Factor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest x * m, also of a half's pixels times the factor of the other half."""
+    ends = [
+        (channels(half), mul)
+        for half, crossed in zip(halves, factor.crossed, strict=True)
+        for mul in (factor.m, crossed)
+    ]
+    return torch.stack([c.lo * mul for c, mul in ends]).min(), torch.stack([c.hi * mul for c, mul in ends]).max()
 
 
-def scaled(observations: Observations, sites: Iterable[str], m: Tensor) -> Observed | None:
-    """What would have been seen of x * m, x what sites read: limits are exact, the histogram is that of the sample."""
-    seen = observations.together(sites, channels_of)
-    if seen is None or seen.sample is None:
+def scaled(observations: Observations, sites: Iterable[str], factor: Factor) -> Observed | None:
+    """What would be seen of x * m, x what sites read: limits are exact, the histogram is made of counts by size."""
+    halves = halves_of(observations, sites)
+    if halves is None:
         return None
-    sample = Range.empty().update(seen.sample * m)
-    lo, hi = (float(limit) for limit in limits(seen, m))
-    counts = histogram.widen(sample.histogram, (sample.lo, sample.hi), (lo, hi))  # pyright: ignore[reportArgumentType]
-    return Observed(Range(sample.count, lo, hi, counts, None), rows=seen.rows)
+    lo, hi = (float(limit) for limit in limits(halves, factor))
+    rows, x = sum(half.rows for half in halves), values_of(halves, factor)
+    values = (x.value * x.mul).float().clamp(lo, hi)
+    counts = histogram.count(values, lo, hi, x.share * rows * PLACES)
+    return Observed(Range(int(counts.sum()), lo, hi, counts, None), rows=rows)
