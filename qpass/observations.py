@@ -19,7 +19,7 @@ from qpass.patches import pixels
 from qpass.ranges import Range
 
 SAMPLE = 512  # rows kept of each group
-PIXELS = 8192  # of a batch whose channels are counted by size
+PIXELS = 4096  # of a batch whose channels are counted by size
 HASHED = 64  # values of an image that its hash is made of
 ROUNDING = 4 * torch.finfo(torch.float32).eps  # of the mean square: below it a variance is noise of float32 sums
 
@@ -56,7 +56,7 @@ class Observed:
     def add_channels(self, x: Tensor) -> None:
         """One batch [B, C, *spatial]: limits of every channel, and how large the values of many pixels are."""
         rows, axes = pixels(x, PIXELS), (0, *range(2, x.dim()))
-        self.range = self.range.update(rows).within(x.amin(axes).float(), x.amax(axes).float())
+        self.range = self.range.update(torch.stack([x.amin(axes), x.amax(axes)]))
         self.rows += len(rows)
         counts = sizes.count(rows)
         self.sizes = counts if self.sizes is None else self.sizes + counts

@@ -13,7 +13,7 @@ size by a factor of less than 2^29 / batches.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -120,13 +120,6 @@ class Range:
         lo, hi = min(self.lo, other.lo), max(self.hi, other.hi)
         both = None if self.channels is None or other.channels is None else self.channels.merge(other.channels)
         return Range(self.count + other.count, lo, hi, _merge_counts(self, other, (lo, hi)), both)
-
-    def within(self, lo: Tensor, hi: Tensor) -> Range:
-        """Without the histogram, and made wide enough for channels that reach from lo to hi, float32 [C]."""
-        c = self.channels
-        assert c is not None
-        wide = replace(c, lo=torch.minimum(c.lo, lo), hi=torch.maximum(c.hi, hi))
-        return replace(self, lo=wide.lo.min().item(), hi=wide.hi.max().item(), histogram=None, channels=wide)
 
     def _kept(self) -> str:
         channels = "no" if self.channels is None else str(self.channels.lo.numel())
