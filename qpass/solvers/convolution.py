@@ -13,6 +13,7 @@ As solve.py does for a linear, on the patches [rows, C * taps] that the weight m
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -60,11 +61,11 @@ def solve_convolution(
         off = input_error(seen, params, by_column, taps)
     matrix = rows_of(real, g)
     scale = best_steps(matrix, qtype)
+    codes = (matrix / scale[:, None]).round().clamp(qtype.qmin, qtype.qmax).to(torch.int8)
     if seen is not None and seen.moment is not None and not g.transposed and scheme.solver == "gptq":
         moments = seen.covariance if corrected(scheme) else seen.square
-        codes, scale = _with_moments(matrix, moments, scale, channel_type(qtype, 0), off, by_column)
-    else:
-        codes = (matrix / scale[:, None]).round().clamp(qtype.qmin, qtype.qmax).to(torch.int8)
+        with contextlib.suppress(torch.linalg.LinAlgError):  # moments of too many orders of magnitude: to nearest
+            codes, scale = _with_moments(matrix, moments, scale, channel_type(qtype, 0), off, by_column)
     packed = Packed(rows_back(codes, weight.shape, g), scale, qtype, factor)
     if seen is None or not corrected(scheme):
         return packed, None

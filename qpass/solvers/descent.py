@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qpass.affine import MIN_SCALE
 from qpass.qtype import QParams, QType
 from qpass.solvers.gptq import BLOCK, damped, gptq
 from qpass.solvers.steps import FEW
@@ -26,16 +27,18 @@ def best_codes(weight: Tensor, moments: Tensor, scale: Tensor, qtype: QType) -> 
 
     With more than FEW bits the steps stay what they are: GPTQ's codes, or descent where there are groups.
     """
+    smooth = damped(moments)
+    smooth = smooth / smooth.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]  # so that float32 holds them
     if qtype.bits > FEW:
         first = _first(weight, moments, scale, qtype)
-        codes = first if len(weight) == 1 else descend(weight, damped(moments), first, scale, qtype, refit=False)[0]
+        codes = first if len(weight) == 1 else descend(weight, smooth, first, scale, qtype, refit=False)[0]
         return codes.to(torch.int8), scale
     count, steps = len(STARTS), torch.cat([scale * part for part in STARTS], 1)
     several = weight.repeat(1, count, 1)
-    codes, steps = descend(several, damped(moments), _first(several, moments, steps, qtype), steps, qtype, refit=True)
-    left = error(several, damped(moments), codes, steps).unflatten(1, (count, -1)).argmin(1, keepdim=True)
-    steps = steps.unflatten(1, (count, -1)).gather(1, left).squeeze(1)
-    codes = codes.unflatten(1, (count, -1)).gather(1, left[..., None].expand(-1, -1, -1, codes.shape[-1])).squeeze(1)
+    codes, steps = descend(several, smooth, _first(several, moments, steps, qtype), steps, qtype, refit=True)
+    best = error(several, smooth, codes, steps).unflatten(1, (count, -1)).argmin(1, keepdim=True)
+    steps = steps.unflatten(1, (count, -1)).gather(1, best).squeeze(1)
+    codes = codes.unflatten(1, (count, -1)).gather(1, best[..., None].expand(-1, -1, -1, codes.shape[-1])).squeeze(1)
     return codes.to(torch.int8), steps
 
 
@@ -87,4 +90,4 @@ def _refit(w: Tensor, c: Tensor, q: Tensor, s: Tensor) -> Tensor:
     """The step of least error for each row of codes; a row of zeros keeps its own."""
     read = q @ c
     best, size = (read * w).sum(-1, keepdim=True), (read * q).sum(-1, keepdim=True)
-    return torch.where((best > 0) & (size > 0), best / size, s)
+    return torch.where((best > 0) & (size > 0), (best / size).clamp(min=MIN_SCALE), s)
