@@ -34,6 +34,7 @@ bench: $(STAMP)
 
 accuracy: $(STAMP)
 	$(BIN)/python tests/benchmarks/minilm.py --accuracy
+	$(BIN)/python tests/benchmarks/digits.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

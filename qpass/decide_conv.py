@@ -17,10 +17,11 @@ from qpass import affine
 from qpass.observations import Observations, Observed
 from qpass.passes.collect_ranges import patches_of
 from qpass.plan import Decision, SiteInfo
-from qpass.qtype import QType
+from qpass.qtype import QParams, QType
 from qpass.range_choice import choose_range
 from qpass.schemes import Scheme
 from qpass.solvers.convolution import solve_convolution
+from qpass.solvers.smooth import WHOLE
 from qpass.storage import fingerprint
 
 OPERAND = "bfloat16: one add reads it, whose result has a rounding of its own"
@@ -80,7 +81,7 @@ def quantize_convolutions(
 ) -> list[Decision]:
     """The decisions of sites that read one value, under one scheme."""
     scale, zero = static_input(scheme, observed)
-    step = scale if scale is not None else _usual_step(scheme, observed)
+    params = _usual(scheme, observed) if scale is None else QParams(scale, zero, input_type(scheme))
     found: dict[str, tuple] = {}
     done = []
     for decision in decisions:
@@ -88,7 +89,7 @@ def quantize_convolutions(
         assert walk is not None
         if decision.weight not in found:
             seen = observations.observed.get(patches_of(decision.site))
-            found[decision.weight] = solve_convolution(weights[decision.weight], walk, scheme, seen, step, None)
+            found[decision.weight] = solve_convolution(weights[decision.weight], walk, scheme, seen, params, None)
         packed, bias = found[decision.weight]
         done.append(
             dataclasses.replace(
@@ -105,12 +106,12 @@ def quantize_convolutions(
     return done
 
 
-def _usual_step(scheme: Scheme, observed: Observed | None) -> Tensor | None:
-    """The step of a dynamic input, were its range that of all samples."""
+def _usual(scheme: Scheme, observed: Observed | None) -> QParams | None:
+    """Scale and zero point of a dynamic input, were its range that of all samples."""
     if scheme.activation is None or observed is None or not observed.rows:
         return None
     lo, hi = torch.tensor(observed.range.lo), torch.tensor(observed.range.hi)
-    return affine.choose_qparams(lo, hi, dataclasses.replace(scheme.activation, granularity="tensor")).scale
+    return affine.choose_qparams(lo, hi, dataclasses.replace(scheme.activation, granularity="tensor"))
 
 
 def operand_decision(info: SiteInfo, scheme: Scheme | None) -> dict[str, Decision]:
@@ -121,9 +122,14 @@ def operand_decision(info: SiteInfo, scheme: Scheme | None) -> dict[str, Decisio
 
 
 def output_decision(info: SiteInfo, scheme: Scheme | None, observed: Observed | None, group: str) -> Decision | None:
-    """The decision for a value that no site reads; None where it stays float, which needs no sentence."""
+    """The decision for what others than sites read of a value, in 8 bits; None where it stays float, without a sentence.
+
+    Fewer bits are asked for where values are multiplied; an add, a mean or a pool gains nothing by them, and in a chain of
+    adds errors pile up.
+    """
     if scheme is None or not scheme.needs_calibration or why_type(scheme) or observed is None or not observed.rows:
         return None
+    scheme = dataclasses.replace(scheme, activation=dataclasses.replace(scheme.activation, bits=WHOLE))
     scale, zero = static_input(scheme, observed)
     lo, hi = observed.range.lo, observed.range.hi
     return Decision(

@@ -24,7 +24,8 @@ ROUNDING = 4 * torch.finfo(torch.float32).eps  # of the mean square: below it a 
 class Observed:
     """Statistics of one group's input: [rows, K] values seen so far.
 
-    moment: float64 [K, K], the sum of x x^T. sample: float32 [<= SAMPLE, K], rows chosen by hash; keys: their hashes.
+    moment: float64 [K, K], the sum of x x^T; of a grouped convolution's patches [G, K / G, K / G]. sample: float32 [<=
+    SAMPLE, K], rows chosen by hash; keys: their hashes.
     """
 
     range: Range
@@ -39,7 +40,8 @@ class Observed:
         flat = x.detach().reshape(-1, x.shape[-1]).to(torch.float32)
         self.rows += flat.shape[0]
         if self.moment is not None:
-            self.moment += (flat.t() @ flat).double()  # float32 batch sums in float64: the order does not matter
+            groups = flat if self.moment.dim() == 2 else flat.unflatten(1, (len(self.moment), -1)).transpose(0, 1)
+            self.moment += (groups.mT @ groups).double()  # float32 batch sums in float64: the order does not matter
             self._keep(flat, row_hash(flat))
 
     def add_range(self, x: Tensor, axis: int) -> None:
@@ -70,12 +72,19 @@ class Observed:
         return self.range.channels.total / max(self.rows, 1)
 
     @property
-    def covariance(self) -> Tensor:
-        """Covariance of the channels, float64 [K, K]; what the rounding of the sums may have taken off is added."""
+    def square(self) -> Tensor:
+        """Second moments E[x x^T], float64 like moment."""
         assert self.moment is not None
-        square = self.moment / max(self.rows, 1)
-        rounding = ROUNDING * len(square) ** 0.5 * float(square.diagonal().mean())
-        return square - torch.outer(self.mean, self.mean) + rounding * torch.eye(len(square), dtype=square.dtype)
+        return self.moment / max(self.rows, 1)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance of the channels, float64 like moment; what the rounding of the sums may have taken off is added."""
+        square = self.square
+        mean = self.mean.reshape(*square.shape[:-1], 1)
+        width = square.shape[-1]
+        rounding = ROUNDING * width**0.5 * float(square.diagonal(dim1=-2, dim2=-1).mean())
+        return square - mean @ mean.mT + rounding * torch.eye(width, dtype=square.dtype)
 
 
 def row_hash(rows: Tensor) -> Tensor:

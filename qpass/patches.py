@@ -3,8 +3,9 @@
     convolution:             row r = x_padded[b, :, o * stride + k * dilation]    [C * taps], channels outermost
     transposed convolution:  row r = x[b, :, i]                                   [C]
 
-so that the product is  rows @ weight.reshape(N, -1).T  as for a linear, and its solvers serve. Positions are evenly
-spread over the batch and depend on nothing but its shape.
+so that the product is  rows @ weight.reshape(N, -1).T  as for a linear, and its solvers serve. Positions are spread over the
+batch, one at a random place of each of `most` equal stretches of it, and depend on nothing but its shape. (At even distances
+they would fall on few columns of an image: on one alone where the distance is a multiple of its width.)
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ def patches(x: Tensor, g: Geometry, most: int = MOST) -> Tensor:
 
 
 def _positions(sizes: list[int], most: int) -> list[Tensor]:
-    """Indices of evenly spread positions of a grid, one tensor for each axis."""
+    """Indices of positions of a grid, in order, one tensor for each axis: all of them, or one of each stretch."""
     total = math.prod(sizes)
     count = min(total, most)
-    flat = (torch.arange(count, dtype=torch.float64) * (total / max(count, 1))).long()
+    within = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) if count < total else 0
+    flat = ((torch.arange(count, dtype=torch.float64) + within) * (total / max(count, 1))).long().clamp(max=total - 1)
     found = []
     for size in reversed(sizes):
         found.append(flat % size)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from qpass.convolutions import geometry_of_module
-from qpass.patches import as_matrix, patches
+from qpass.patches import MOST, _positions, as_matrix, patches
 
 CASES = (
     (nn.Conv1d(5, 7, 3, stride=2, padding=2, dilation=2), (3, 5, 13)),
@@ -40,11 +40,25 @@ def test_all_positions(module, shape):
 @names
 def test_some_positions(module, shape):
     x = torch.randn(shape)
-    wanted = by_position(module(x))
-    count = len(wanted) // 3
+    count = len(by_position(module(x))) // 3
     found = products(module, patches(x, geometry_of_module(module), most=count))
-    chosen = [i * len(wanted) // count for i in range(count)]
-    torch.testing.assert_close(found, wanted[chosen], rtol=1e-5, atol=1e-5)
+    batch, *where = _positions([x.shape[0], *module(x).shape[2:]], count)
+    chosen = module(x).detach().movedim(1, -1)[(batch, *where)]
+    torch.testing.assert_close(found, chosen, rtol=1e-5, atol=1e-5)
+    assert len(found) == count
+
+
+@pytest.mark.parametrize("sizes", [(64, 16, 16), (16, 32, 32), (8, 56, 56), (4, 8, 8, 16)], ids=str)
+def test_positions_are_of_every_place_of_an_image(sizes):
+    """Where `most` divides the batch's positions, even distances would be whole lines, and the place in a line always one."""
+    found = _positions(list(sizes), MOST)
+    for index, size in zip(found, sizes, strict=True):
+        assert len(index) == MOST
+        counts = index.bincount(minlength=size)
+        assert len(counts) == size
+        assert counts.min() > 0
+        assert counts.max() < 3 * MOST / size
+    assert all(torch.equal(a, b) for a, b in zip(found, _positions(list(sizes), MOST), strict=True))
 
 
 def test_fewer_positions_than_asked_for():

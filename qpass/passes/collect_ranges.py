@@ -182,8 +182,9 @@ class CollectRanges(fx.Interpreter):
         rows = patches(x, walk)
         if key not in self.into.observed:
             width = rows.shape[1]
-            square = walk.groups == 1 and width <= WIDEST
-            moment = torch.zeros(width, width, dtype=torch.float64) if square else None
+            own = width // walk.groups
+            shape = (own, own) if walk.groups == 1 else (walk.groups, own, own)
+            moment = torch.zeros(shape, dtype=torch.float64) if width * own <= WIDEST**2 else None
             self.into.observed[key] = Observed(Range.empty(channels=width, histogram=False), moment=moment)
         self._add(name, lambda: self.into.observed[key].add(rows))
 

@@ -18,10 +18,10 @@ BLOCK = 128
 
 
 def damped(covariance: Tensor) -> Tensor:
-    """C + damping, float64 [K, K]; channels that never vary get variance 1 so that it can be inverted."""
-    variance = covariance.diagonal()
-    mean = float(variance.mean())
-    return covariance + torch.eye(len(covariance), dtype=covariance.dtype) * (DAMPING * mean if mean > 0 else 1.0)
+    """C + damping, float64 [..., K, K]; where nothing varies variances are 1, so that it can be inverted."""
+    mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype)
+    return covariance + eye * torch.where(mean > 0, DAMPING * mean, 1.0)
 
 
 def gptq(weight: Tensor, covariance: Tensor, params: QParams) -> Tensor:

@@ -64,7 +64,7 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
     counts = [w.shape[0] for w in weights]
     if scheme.activation is None:
         params = best_qparams(stacked, scheme.weight)
-        codes = rounded(stacked, observed.moment / observed.rows, 0.0, params, scheme.solver)
+        codes = rounded(stacked, observed.square, 0.0, params, scheme.solver)
         return Solution(_split(codes, params, counts, None), (None,) * len(counts))
     c, v = torch.zeros(stacked.shape[1]), torch.ones(stacked.shape[1])
     if free and scheme.smooth is not None:
@@ -72,7 +72,8 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
         v = choose_factor(observed, stacked, scheme, c)
     extra, scale, zero = _static_input(scheme, observed, stacked, c, v, free, splits and scheme.weight.group is None)
     noise = _noise(scheme, observed, c, v, scale)
-    covariance = observed.covariance * torch.outer(v, v).double()
+    kept = observed.covariance if scheme.bias == "mean" else observed.square  # the mean is part of the error, or is not
+    covariance = kept * torch.outer(v, v).double()
     best = denoised(stacked / v, covariance, noise)
     params = best_qparams(best, scheme.weight)
     codes = rounded(best, covariance, noise, params, scheme.solver)
@@ -90,11 +91,10 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
     )
 
 
-def rounded(weight: Tensor, covariance: Tensor, noise: float, params: QParams, solver: str) -> Tensor:
+def rounded(weight: Tensor, covariance: Tensor, noise: float | Tensor, params: QParams, solver: str) -> Tensor:
     """The codes of a weight [N, K] that reads an input of `covariance` and rounding noise: step 4."""
     if solver == "gptq":
-        noisy = covariance + noise * torch.eye(len(covariance), dtype=torch.float64)
-        return gptq(weight, noisy, params)
+        return gptq(weight, with_noise(covariance, noise), params)
     return affine.quantize(weight, params.scale, params.zero, params.type)
 
 
@@ -148,8 +148,15 @@ def _noise(scheme: Scheme, observed: Observed, c: Tensor, v: Tensor, scale: Tens
     return float(scale.double().square().mean() / 12)
 
 
-def denoised(weight: Tensor, covariance: Tensor, noise: float) -> Tensor:
-    """W + W (C - C')(C' + damping)^-1 with C' = C + noise I: step 3."""
-    noisy = damped(covariance + noise * torch.eye(len(covariance), dtype=torch.float64))
-    correction = torch.cholesky_solve((-noise * weight.double()).t(), torch.linalg.cholesky(noisy)).t()
+def with_noise(covariance: Tensor, noise: float | Tensor) -> Tensor:
+    """C + noise I; noise: a variance, or one for each channel [..., K]."""
+    variances = torch.as_tensor(noise, dtype=torch.float64).expand(covariance.shape[:-1])
+    return covariance + torch.diag_embed(variances)
+
+
+def denoised(weight: Tensor, covariance: Tensor, noise: float | Tensor, pulled: Tensor | None = None) -> Tensor:
+    """W - W P (C' + damping)^-1 with C' = C + noise I: step 3. pulled: P, where it is not the noise."""
+    noisy = damped(with_noise(covariance, noise))
+    off = -(noise if pulled is None else pulled.unsqueeze(-2)) * weight.double()
+    correction = torch.cholesky_solve(off.mT, torch.linalg.cholesky(noisy)).mT
     return (weight.double() + correction).float()

@@ -1,11 +1,13 @@
 """scikit-learn's handwritten digits, and three small CNNs trained on them in a minute each, kept in the user's cache.
 
 1797 images of 8 x 8, enlarged to 16 x 16: a fixed stratified split of 1437 to train on and 360 to score. A net's weights
-are found again by a hash of this file, its name and the seed; any edit of this file trains anew.
+are found again by a hash of this file, of torch's version, its name and the seed; any edit of this file trains anew. They
+are written whole or not at all, and what cannot be read is trained again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import time
@@ -13,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -103,7 +106,10 @@ def shifted(images: Tensor) -> Tensor:
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int = EPOCHS) -> nn.Module:
-    """AdamW, one cosine from a short rise to zero, label smoothing, small shifts; the model in eval mode."""
+    """AdamW, one cosine from a short rise to zero, label smoothing, small shifts; the model in eval mode.
+
+    What is random comes from torch's own generator; every tenth epoch is printed.
+    """
     model.train()
     steps = epochs * (len(images) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
@@ -111,7 +117,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int = EPOCHS
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / rise) * (1 + math.cos(math.pi * step / steps)) / 2
     )
-    for _ in range(epochs):
+    for epoch in range(1, epochs + 1):
         order = torch.randperm(len(images))
         for at in range(0, len(images) - BATCH + 1, BATCH):
             chosen = order[at : at + BATCH]
@@ -120,12 +126,16 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int = EPOCHS
             loss.backward()
             optimizer.step()
             schedule.step()
+        if epoch % 10 == 0:
+            print(f"epoch {epoch} of {epochs}: loss {loss.item():.3f} on the last batch", flush=True)
     return model.eval()
 
 
 def weights_file(name: str, seed: int) -> Path:
     """Where a net's weights are kept: named by what made them."""
-    made_by = hashlib.sha256(Path(__file__).read_bytes() + f"{name} {seed}".encode()).hexdigest()[:12]
+    made_by = hashlib.sha256(Path(__file__).read_bytes() + f"{torch.__version__} {name} {seed}".encode()).hexdigest()[
+        :12
+    ]
     return cache_folder() / "digits" / f"{name}-{seed}-{made_by}.safetensors"
 
 
@@ -135,14 +145,28 @@ def trained(name: str, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = NETS[name]()
-        if target.is_file():
-            model.load_state_dict(load_file(target))
+        if restored(model, target):
             return model.eval()
         start = time.perf_counter()
+        print(f"training {name}, seed {seed}: about half a minute on one core", flush=True)
         images, labels, _, _ = digits()
         train(model, images, labels)
     print(f"trained {name}, seed {seed}, in {time.perf_counter() - start:.0f} s", flush=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as part:
-        save_file(model.state_dict(), part)
+    with contextlib.suppress(OSError):  # a full or read-only disk: trained again the next time
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as part:
+            save_file(model.state_dict(), part)
     return model
+
+
+def restored(model: nn.Module, path: Path) -> bool:
+    """Whether a model got the weights in a file; a damaged one, or one of other shapes, changes nothing."""
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError):
+        return False
+    own = model.state_dict()
+    if {key: (t.shape, t.dtype) for key, t in own.items()} != {key: (t.shape, t.dtype) for key, t in weights.items()}:
+        return False
+    model.load_state_dict(weights)
+    return True
