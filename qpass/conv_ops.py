@@ -46,8 +46,9 @@ def conv(
     """Y = act(convolution(dequantize(x), dequantize(weight)) + bias + dequantize(other)), quantized where out_type is given.
 
     x: [B, C, *spatial], integers of x_type, per tensor or per sample. weight: int8 [N, C / groups, *kernel] of scales [N], or
-    [C, N / groups, *kernel] of scales [N / groups] where transposed. bias, slope (of prelu): [N]. other: [B, N,
-    *out], integers of other_type or float. Returns [B, N, *out], contiguous, in out_dtype or in out_type's storage.
+    [C, N / groups, *kernel] of scales [N / groups] where transposed. bias: [N]; slope: [N], of prelu, or the bounds of
+    cap. other: [B, N, *out], integers of other_type or float. Returns [B, N, *out], contiguous,
+    in out_dtype or in out_type's storage.
     """
     centred = x.to(torch.float64) if x_zero is None else x.to(torch.float64) - x_zero
     total = aten.convolution(
@@ -63,10 +64,19 @@ def conv(
         if other_type:
             other = affine.dequantize(other, other_scale, other_zero, QType.parse(other_type))  # pyright: ignore[reportArgumentType]
         y = y + other.to(y.dtype)
-    y = functional.prelu(y, slope.to(y.dtype)) if slope is not None else activation(act)(y)
+    y = activate(y, act, slope)
     if out_type:
         return affine.quantize(y, out_scale, out_zero, QType.parse(out_type)).contiguous()  # pyright: ignore[reportArgumentType]
     return y.to(out_dtype).contiguous()
+
+
+def activate(y: Tensor, act: str, slope: Tensor | None) -> Tensor:
+    """An activation by name; slope: [N] or [N, 1, ...], those of prelu, the bounds of cap: min(max(y, 0), slope)."""
+    if slope is None:
+        return activation(act)(y)
+    if act == "cap":
+        return torch.minimum(functional.relu(y), _per_channel(slope.to(y.dtype), y))
+    return functional.prelu(y, slope.to(y.dtype))
 
 
 def channel_scales(scale: Tensor, channels: int) -> Tensor:

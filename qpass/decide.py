@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from qpass.decide_conv import image_groups, operand_decision, output_decision, quantize_convolutions, why_type
+from qpass.decide_conv import decide_images, operand_decision
 from qpass.decide_linear import suited
+from qpass.decide_site import describe, why_float, why_weight
 from qpass.observations import Observations, Observed
 from qpass.packing import Packed
 from qpass.passes.other_sites import why_not
@@ -18,13 +19,7 @@ from qpass.schemes import Recipe, Scheme
 from qpass.solvers.solve import Solution, solve
 from qpass.storage import fingerprint
 
-NO_PARAMETER = "its weight is computed, not a parameter of the model"
-NOT_REAL = "its weight is {}, schemes quantize real floating-point weights"
-NOT_A_PARAMETER = "its weight is a buffer of the model, not a parameter"
-NOT_A_MATRIX = "its weight has {} dimensions, not two"
 BOTH_WAYS = "{} reads the same weight the other way round, and one set of integers has scales along one axis"
-BY_RECIPE = "the recipe leaves it in float"
-NOT_REACHED = "no calibration batch reached it, so its input has no range"
 EXTREME = "its input spans too many orders of magnitude for second moments; its weight is rounded to nearest"
 
 
@@ -45,8 +40,7 @@ def decide(
     if not fast_bfloat16():
         kinds = {name: "output" if info.operation == "operand" else info.operation for name, info in sites.items()}
         sites = {name: dataclasses.replace(info, operation=kinds[name]) for name, info in sites.items()}
-    for members in image_groups(sites, observations):
-        solved |= _decide_images(weights, members, recipe, observations)
+    solved |= decide_images(weights, sites, recipe, observations)
     for name, info in sites.items():
         if info.operation == "operand":
             solved |= operand_decision(info, recipe.scheme_for(name.removesuffix(".output")))
@@ -101,10 +95,10 @@ def _decide_group(
     by_scheme: dict[Scheme, list[Decision]] = {}
     observed = observations.together(info.name for info in members)
     for info in members:
-        decision = _describe(weights, info, observations)
+        decision = describe(weights, info, observations)
         scheme = recipe.scheme_for(info.name)
         leader = first.get(decision.weight, info)
-        why = _why_weight(weights, decision) or why_float(decision, scheme, observed)
+        why = why_weight(weights, decision) or why_float(decision, scheme, observed)
         if not why and leader.transposed != info.transposed:
             why = BOTH_WAYS.format(leader.name)
         if why:
@@ -115,70 +109,6 @@ def _decide_group(
     for scheme, decisions in by_scheme.items():
         found |= {d.site: d for d in quantize_group(weights, decisions, scheme, observed, epilogue)}
     return found
-
-
-def _decide_images(
-    weights: Mapping[str, Tensor], members: list[SiteInfo], recipe: Recipe, observations: Observations
-) -> dict[str, Decision]:
-    """Convolutions that read one value, and outputs that share its scale."""
-    found: dict[str, Decision] = {}
-    by_scheme: dict[Scheme, list[Decision]] = {}
-    observed = observations.together(info.name for info in members)
-    for info in members:
-        scheme = recipe.scheme_for(info.name.removesuffix(".output"))
-        if info.operation == "output":
-            decision = output_decision(info, scheme, observed, observations.groups.get(info.name, info.name))
-            found |= {} if decision is None else {info.name: decision}
-            continue
-        decision = _describe(weights, info, observations)
-        why = _why_weight(weights, decision) or why_float(decision, scheme, observed)
-        if why or scheme is None:
-            found[info.name] = decision.as_float(why or BY_RECIPE)
-        else:
-            by_scheme.setdefault(scheme, []).append(decision)
-    infos = {info.name: info for info in members}
-    for scheme, decisions in by_scheme.items():
-        done = quantize_convolutions(weights, infos, decisions, scheme, observations, observed)
-        found |= {d.site: d for d in done}
-    return found
-
-
-def _describe(weights: Mapping[str, Tensor], info: SiteInfo, observations: Observations) -> Decision:
-    shape: tuple[int, ...] = ()
-    if info.weight in weights:
-        shape = tuple(weights[info.weight].shape)
-        shape = shape[::-1] if info.transposed else shape
-    group = observations.groups.get(info.name, info.name)
-    observed = observations.observed.get(group)
-    lo, hi = (observed.range.lo, observed.range.hi) if observed and observed.rows else (None, None)
-    rows = observations.rows.get(info.name, 0)
-    return Decision(
-        info.name, info.operation, info.weight or "", shape, info.transposed, rows, group=group, lo=lo, hi=hi
-    )
-
-
-def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | None) -> str | None:
-    """None where the scheme can quantize the site, or the sentence that says why not."""
-    if scheme is None or scheme.weight is None:
-        return BY_RECIPE
-    return why_type(scheme) or (NOT_REACHED if scheme.needs_calibration and _unseen(observed) else None)
-
-
-def _unseen(observed: Observed | None) -> bool:
-    return observed is None or not observed.rows
-
-
-def _why_weight(weights: Mapping[str, Tensor], decision: Decision) -> str | None:
-    """None where the weight is a matrix of real numbers that can be packed, or why not."""
-    if not decision.weight:
-        return NO_PARAMETER
-    if decision.weight not in weights:
-        return NOT_A_PARAMETER
-    weight = weights[decision.weight]
-    if not (weight.is_floating_point() and weight.dtype.itemsize > 1):
-        return NOT_REAL.format(str(weight.dtype).removeprefix("torch."))
-    linear = decision.operation == "linear"
-    return NOT_A_MATRIX.format(weight.dim()) if linear and weight.dim() != 2 else None
 
 
 def quantize_group(

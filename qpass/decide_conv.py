@@ -14,25 +14,19 @@ import torch
 from torch import Tensor
 
 from qpass import affine
+from qpass.decide_site import BY_RECIPE, describe, why_float, why_type, why_weight
 from qpass.observations import Observations, Observed
 from qpass.passes.collect_ranges import patches_of
 from qpass.plan import Decision, SiteInfo
 from qpass.qtype import QParams, QType
 from qpass.range_choice import choose_range
-from qpass.schemes import Scheme
+from qpass.schemes import Recipe, Scheme
 from qpass.solvers.convolution import solve_convolution
+from qpass.solvers.equalize import Factor, choose_factors, scaled
 from qpass.solvers.smooth import WHOLE
 from qpass.storage import fingerprint
 
 OPERAND = "bfloat16: one add reads it, whose result has a rounding of its own"
-FLOAT_TYPE = "weights and inputs become integers of 2 to 8 bits; {} has other types"
-
-
-def why_type(scheme: Scheme) -> str | None:
-    """None where a scheme's types are integers, or why not."""
-    weight, activation = scheme.weight, scheme.activation
-    integers = weight is not None and not weight.is_float and (activation is None or not activation.is_float)
-    return None if integers else FLOAT_TYPE.format(scheme)
 
 
 def input_type(scheme: Scheme) -> QType | None:
@@ -71,6 +65,67 @@ def image_groups(sites: Mapping[str, SiteInfo], observations: Observations) -> l
     return groups
 
 
+def decide_images(
+    weights: Mapping[str, Tensor], sites: Mapping[str, SiteInfo], recipe: Recipe, observations: Observations
+) -> dict[str, Decision]:
+    """The decisions of all convolutions and outputs. weights: parameters by path."""
+    together = image_groups(sites, observations)
+    schemes = schemes_of(weights, together, recipe, observations)
+    factors = choose_factors(weights, sites, schemes, observations, together)
+    found: dict[str, Decision] = {}
+    for members in together:
+        source = members[0].source
+        found |= _decide_group(weights, members, recipe, observations, factors.get(source.site) if source else None)
+    return found
+
+
+def schemes_of(
+    weights, together: list[list[SiteInfo]], recipe: Recipe, observations: Observations
+) -> dict[str, Scheme]:
+    """The schemes of the convolutions that will be quantized."""
+    found = {}
+    for members in together:
+        observed = observations.together(info.name for info in members)
+        for info in members:
+            scheme, decision = recipe.scheme_for(info.name), describe(weights, info, observations)
+            if scheme and not (why_weight(weights, decision) or why_float(decision, scheme, observed)):
+                found[info.name] = scheme
+    return found
+
+
+def _decide_group(
+    weights: Mapping[str, Tensor],
+    members: list[SiteInfo],
+    recipe: Recipe,
+    observations: Observations,
+    factor: Factor | None,
+) -> dict[str, Decision]:
+    """Convolutions that read one value, times a factor [C], and outputs that share its scale."""
+    found: dict[str, Decision] = {}
+    by_scheme: dict[Scheme, list[Decision]] = {}
+    observed = observations.together(info.name for info in members)
+    if factor is not None and observed is not None:
+        observed = scaled(observations, [info.name for info in members], factor)
+    mul = None if factor is None else factor.m
+    for info in members:
+        scheme = recipe.scheme_for(info.name.removesuffix(".output"))
+        if info.operation == "output":
+            decision = output_decision(info, scheme, observed, observations.groups.get(info.name, info.name), mul)
+            found |= {} if decision is None else {info.name: decision}
+            continue
+        decision = describe(weights, info, observations)
+        why = why_weight(weights, decision) or why_float(decision, scheme, observed)
+        if why or scheme is None:
+            found[info.name] = decision.as_float(why or BY_RECIPE)
+        else:
+            by_scheme.setdefault(scheme, []).append(decision)
+    infos = {info.name: info for info in members}
+    for scheme, decisions in by_scheme.items():
+        done = quantize_convolutions(weights, infos, decisions, scheme, observations, observed, mul)
+        found |= {d.site: d for d in done}
+    return found
+
+
 def quantize_convolutions(
     weights: Mapping[str, Tensor],
     infos: Mapping[str, SiteInfo],
@@ -78,8 +133,9 @@ def quantize_convolutions(
     scheme: Scheme,
     observations: Observations,
     observed: Observed | None,
+    factor: Tensor | None = None,
 ) -> list[Decision]:
-    """The decisions of sites that read one value, under one scheme."""
+    """The decisions of sites that read one value, under one scheme; observed: of the value times its factor [C]."""
     scale, zero = static_input(scheme, observed)
     params = _usual(scheme, observed) if scale is None else QParams(scale, zero, input_type(scheme))
     found: dict[str, tuple] = {}
@@ -89,7 +145,7 @@ def quantize_convolutions(
         assert walk is not None
         if decision.weight not in found:
             seen = observations.observed.get(patches_of(decision.site))
-            found[decision.weight] = solve_convolution(weights[decision.weight], walk, scheme, seen, params, None)
+            found[decision.weight] = solve_convolution(weights[decision.weight], walk, scheme, seen, params, factor)
         packed, bias = found[decision.weight]
         done.append(
             dataclasses.replace(
@@ -121,11 +177,13 @@ def operand_decision(info: SiteInfo, scheme: Scheme | None) -> dict[str, Decisio
     return {info.name: Decision(info.name, "operand", note=OPERAND)}
 
 
-def output_decision(info: SiteInfo, scheme: Scheme | None, observed: Observed | None, group: str) -> Decision | None:
+def output_decision(
+    info: SiteInfo, scheme: Scheme | None, observed: Observed | None, group: str, factor: Tensor | None = None
+) -> Decision | None:
     """The decision for what others than sites read of a value, in 8 bits; None where it stays float, without a sentence.
 
     Fewer bits are asked for where values are multiplied; an add, a mean or a pool gains nothing by them, and in a chain of
-    adds errors pile up.
+    adds errors pile up. factor: [C], what the value is multiplied by before.
     """
     if scheme is None or not scheme.needs_calibration or why_type(scheme) or observed is None or not observed.rows:
         return None
@@ -141,4 +199,5 @@ def output_decision(info: SiteInfo, scheme: Scheme | None, observed: Observed | 
         input_type=input_type(scheme),
         input_scale=scale,
         input_zero=zero,
+        input_mul=factor,
     )

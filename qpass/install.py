@@ -4,7 +4,9 @@
                                          Linear.parametrizations.weight.original1   float32 scale [N]
                                                                                     ([N, K / G] of groups of G)
                                          Linear.parametrizations.weight.original2   float32 in_mul [K], where inputs
-                                                                                    are scaled per channel
+                                                                                    are scaled per channel; of a
+                                                                                    convolution as packing.spread
+                                                                                    shapes it
                                          Linear.parametrizations.weight.original2,3 int32 zero, shaped like the scale,
                                                                                     where the type is unsigned
 
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qpass.errors import QpassError
-from qpass.packing import Packed
+from qpass.packing import Packed, spread
 
 
 class PackedWeight(nn.Module):
@@ -34,19 +36,23 @@ class PackedWeight(nn.Module):
         self.dtype = dtype
         self.axis = packed.type.axis
         self.zeros = int(packed.zero is not None)
-        self._initial = tuple(t for t in (packed.data, packed.scale, packed.in_mul, packed.zero) if t is not None)
+        in_mul = packed.in_mul
+        if in_mul is not None and packed.data.dim() > 2:
+            in_mul = spread(in_mul, packed.data, self.axis == 1)
+        self._initial = tuple(t for t in (packed.data, packed.scale, in_mul, packed.zero) if t is not None)
 
     def forward(self, data: Tensor, scale: Tensor, *rest: Tensor) -> Tensor:
         """data: int8 or uint8 shaped like the weight, scale: float32 of the type's shape.
 
-        rest: in_mul, float32 [K], where inputs are scaled; then the zero point, int32, where the type has one.
+        rest: in_mul, float32 [K] or shaped like the weight, where inputs are scaled; then the zero point, int32, where
+        the type has one.
         """
         zero = rest[-1] if self.zeros else None
         weight = torch.ops.qpass.dequantize.default(data, scale, zero, self.type, self.dtype)
         if len(rest) == self.zeros:
             return weight
         in_mul = rest[0].to(self.dtype)
-        return weight * (in_mul[:, None] if self.axis == 1 else in_mul)
+        return weight * (in_mul[:, None] if self.axis == 1 and in_mul.dim() == 1 else in_mul)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
         """Follows the model to another dtype (`.half()`, `.to(torch.bfloat16)`)."""

@@ -8,15 +8,19 @@ them first. So the order of batches and workers does not change the plan.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from qpass import sizes
+from qpass.patches import pixels
 from qpass.ranges import Range
 
 SAMPLE = 512  # rows kept of each group
+PIXELS = 4096  # of a batch whose channels are counted by size
+HASHED = 64  # values of an image that its hash is made of
 ROUNDING = 4 * torch.finfo(torch.float32).eps  # of the mean square: below it a variance is noise of float32 sums
 
 
@@ -25,7 +29,7 @@ class Observed:
     """Statistics of one group's input: [rows, K] values seen so far.
 
     moment: float64 [K, K], the sum of x x^T; of a grouped convolution's patches [G, K / G, K / G]. sample: float32 [<=
-    SAMPLE, K], rows chosen by hash; keys: their hashes.
+    SAMPLE, K], rows chosen by hash; keys: their hashes. sizes: int64 [K, BINS], counts by size (sizes.py).
     """
 
     range: Range
@@ -33,6 +37,7 @@ class Observed:
     moment: Tensor | None = None
     sample: Tensor | None = None
     keys: Tensor | None = None
+    sizes: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
         """One batch, [..., K]."""
@@ -49,12 +54,22 @@ class Observed:
         self.range = self.range.update(x, axis)
         self.rows += x.numel() // max(x.shape[axis], 1)
 
+    def add_channels(self, x: Tensor) -> None:
+        """One batch [B, C, *spatial]: limits of every channel, and how large the values of many pixels are."""
+        rows, axes = pixels(x, PIXELS), (0, *range(2, x.dim()))
+        self.range = self.range.update(torch.stack([x.amin(axes), x.amax(axes)]))
+        self.rows += len(rows)
+        counts = sizes.count(rows)
+        self.sizes = counts if self.sizes is None else self.sizes + counts
+
     def merge(self, other: Observed) -> None:
         """Takes in what another worker saw."""
         self.range = self.range.merge(other.range)
         self.rows += other.rows
         if self.moment is not None and other.moment is not None:
             self.moment += other.moment
+        if self.sizes is not None and other.sizes is not None:
+            self.sizes = self.sizes + other.sizes
         if other.sample is not None and other.keys is not None:
             self._keep(other.sample, other.keys)
 
@@ -95,6 +110,13 @@ def row_hash(rows: Tensor) -> Tensor:
     return mixed ^ (mixed >> 32)
 
 
+def halves(images: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch [B, ...] in two halves, by a hash of some values of each image: the same for every worker and order."""
+    flat = images.detach().float().flatten(1)
+    parity = row_hash(flat[:, :: max(flat.shape[1] // HASHED, 1)]) % 2
+    return images[parity == 0], images[parity == 1]
+
+
 @dataclass
 class Observations:
     """Everything calibration has seen of a model: site -> its group, group -> statistics, site -> example rows."""
@@ -114,9 +136,9 @@ class Observations:
             else:
                 self.observed[name] = theirs
 
-    def together(self, sites: Iterable[str]) -> Observed | None:
-        """What was seen of the inputs of all these sites."""
-        groups = dict.fromkeys(self.groups.get(site, site) for site in sites)
+    def together(self, sites: Iterable[str], name: Callable[[str], str] = str) -> Observed | None:
+        """What was seen of the inputs of all these sites; name: of a group -> of what is asked for."""
+        groups = dict.fromkeys(name(self.groups.get(site, site)) for site in sites)
         found = [self.observed[group] for group in groups if group in self.observed]
         if len(found) < 2:
             return found[0] if found else None

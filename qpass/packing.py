@@ -22,7 +22,8 @@ from qpass.qtype import QType
 class Packed:
     """data: int8, or uint8 where the type is unsigned, shaped like the weight, one code an element.
 
-    scale: float32, and zero: int32 or None, as scale_shape says of the type; in_mul: float32 [K] or None.
+    scale: float32, and zero: int32 or None, as scale_shape says of the type; in_mul: float32 [K] or None, K the channels
+    of the input.
     """
 
     data: Tensor
@@ -40,3 +41,26 @@ class Packed:
     def nbytes(self) -> int:
         """Bytes of storage, scales included."""
         return sum(t.nbytes for t in (self.data, self.scale, self.in_mul, self.zero) if t is not None)
+
+
+def spread(factor: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+    """A factor [C] of input channels, shaped to multiply the weight of a convolution that reads them.
+
+    weight: [N, C / groups, *kernel] or, transposed, [C, N / groups, *kernel]. Returns [1 or N, C / groups, 1, ...] or
+    [C, 1, 1, ...].
+    """
+    ones = [1] * (weight.dim() - 2)
+    if transposed:
+        return factor.reshape(-1, 1, *ones)
+    groups = len(factor) // weight.shape[1]
+    if groups == 1:
+        return factor.reshape(1, -1, *ones)
+    rows = factor.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, 0)
+    return rows.reshape(*rows.shape, *ones)
+
+
+def gathered(shaped: Tensor, groups: int, transposed: bool) -> Tensor:
+    """The factor [C] that `spread` shaped."""
+    if transposed or shaped.shape[0] == 1:
+        return shaped.flatten()
+    return shaped.reshape(groups, -1, shaped.shape[1])[:, 0].flatten()

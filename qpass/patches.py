@@ -43,6 +43,12 @@ def patches(x: Tensor, g: Geometry, most: int = MOST) -> Tensor:
     return found.movedim(-1, 1).flatten(1)
 
 
+def pixels(x: Tensor, most: int = MOST) -> Tensor:
+    """Evenly spread pixels of an image x [B, C, *spatial]: [rows, C], float32."""
+    x = x.detach().float().movedim(1, -1)
+    return x[tuple(_positions(list(x.shape[:-1]), most))]
+
+
 def _positions(sizes: list[int], most: int) -> list[Tensor]:
     """Indices of positions of a grid, in order, one tensor for each axis: all of them, or one of each stretch."""
     total = math.prod(sizes)

@@ -24,11 +24,22 @@ from qpass.schemes import Scheme, is_scheme
 
 
 @dataclass(frozen=True)
+class Source:
+    """What makes a value whose channels can be scaled there (passes/scalable.py): the site of a convolution, and the sites
+    of all that read the value.
+    """
+
+    site: str
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class SiteInfo:
     """What a capture tells of a site, or of an `output` or `operand` of convolutions (passes/conv_values.py).
 
     weight: parameter path; transposed: it is [K, N]; from_epilogue: its input is the activation of another linear, so a
-    product in front of it would cost a pass over memory; walk: of a convolution.
+    product in front of it would cost a pass over memory; walk: of a convolution; norm: float64 [N], what a batch norm behind
+    it multiplies by; source: of its input, or of an output itself, where channels can be scaled.
     """
 
     name: str
@@ -37,9 +48,11 @@ class SiteInfo:
     transposed: bool = False
     from_epilogue: bool = False
     walk: Geometry | None = None
+    norm: Tensor | None = None
+    source: Source | None = None
 
 
-INPUT_FIELDS = ("input_type", "input_scale", "input_zero", "input_shift", "input_extra", "bias")
+INPUT_FIELDS = ("input_type", "input_scale", "input_zero", "input_mul", "input_shift", "input_extra", "bias")
 
 
 @dataclass(frozen=True)
@@ -49,10 +62,10 @@ class Decision:
     shape: (N, K) of the weight, held as [K, N] where transposed, or as the convolution holds it. rows: input rows in the
     example batch (output pixels of a convolution, input pixels of a transposed one), so rows * numel is its multiply-
     adds. group: name of the first site that reads the same input; sites of a group share one quantize. lo, hi: the
-    input's range in calibration. input_scale, input_zero: of a static input. input_shift:
-    [K], subtracted from the input before its factor (packed.in_mul). input_extra: [K], copies of its channels (see
-    solvers/split). bias: [N], added to the module's own where the input is quantized. made_from: fingerprint of the float
-    weight that the integers stand for.
+    input's range in calibration. input_scale, input_zero: of a static input. input_mul: [C], the factor of an output's
+    channels that its scale counts on. input_shift: [K], subtracted from the input before its factor (packed.in_mul).
+    input_extra: [K], copies of its channels (see solvers/split). bias: [N], added to the module's own where the input is
+    quantized. made_from: fingerprint of the float weight that the integers stand for.
     """
 
     site: str
@@ -69,6 +82,7 @@ class Decision:
     hi: float | None = None
     input_scale: Tensor | None = None
     input_zero: Tensor | None = None
+    input_mul: Tensor | None = None
     input_shift: Tensor | None = None
     input_extra: Tensor | None = None
     bias: Tensor | None = None

@@ -17,7 +17,7 @@
 3. Inputs are unsigned with a zero point: oneDNN's fast int8 kernels take u8.
 4. Options follow after a comma or a space: `w8a8,range=mse,smooth=0.5,solver=gptq,equalize=none,bias=none`. range=auto:
    minmax for linears of 8-bit inputs, mse for convolutions and for fewer bits. equalize: per-channel factors between
-   convolutions (auto: from calibration; weights: cross-layer equalization, from the weights alone; none). bias: mean
+   convolutions (auto: from calibration, where inputs are rounded; weights: cross-layer equalization; none). bias: mean
    corrects what rounding adds to the mean of every output.
 """
 

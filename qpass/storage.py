@@ -30,7 +30,7 @@ VERSION = 1
 ATTEMPTS = 20  # to read a file that another process replaces meanwhile: header and tensors are opened one by one
 PLAIN = ("site", "operation", "weight", "transposed", "rows", "why", "group", "lo", "hi", "note", "made_from")
 PACKED = ("data", "scale", "in_mul", "zero")
-TENSORS = ("input_scale", "input_zero", "input_shift", "input_extra", "bias")
+TENSORS = ("input_scale", "input_zero", "input_mul", "input_shift", "input_extra", "bias")
 
 
 def digest(tensor: Tensor) -> str:

@@ -27,7 +27,8 @@ def arguments(names, sample=False):
         "b": torch.randn(6),
         "w": torch.randint(-127, 128, (6, 2, 3, 3), dtype=torch.int8), "ws": torch.rand(6) / 50 + 0.001,
         "other": torch.randint(0, 256, (2, 6, 4, 6), dtype=torch.uint8), "ots": torch.tensor(0.05), "otz": zero,
-        "ott": "u8/t", "act": "relu", "slope": None, "os": torch.tensor(0.3), "oz": zero, "ot": "u8/t",
+        "ott": "u8/t", "act": "relu", "slope": None, "bound": torch.rand(6, 1, 1),
+        "os": torch.tensor(0.3), "oz": zero, "ot": "u8/t",
         "stride": [2, 1], "padding": [1, 1], "dilation": [1, 1], "transposed": False, "more": [0, 0], "groups": 2,
     }  # fmt: skip
     short = {"s": "stride", "p": "padding", "d": "dilation", "t": "transposed", "o": "more", "g": "groups"}
@@ -70,6 +71,7 @@ class Layer(nn.Module):
         self.register_buffer("scale", torch.tensor(0.02))
         self.register_buffer("zero", torch.tensor(100, dtype=torch.int32))
         self.register_buffer("slope", torch.rand(6))
+        self.register_buffer("bound", torch.rand(6, 1, 1))
         self.register_buffer("scales", 0.01 + torch.rand(2, 1, 1, 1))
         self.register_buffer("zeros", torch.zeros(2, 1, 1, 1, dtype=torch.int32))
 
@@ -111,6 +113,7 @@ WHOLE = {
         (codes(*SAME),),
     ),
     "prelu, codes": (lambda m, y: Q.quantize(F.prelu(y, m.slope), m.scale, m.zero, "u8/t"), ()),
+    "cap": (lambda m, y: torch.minimum(F.relu(y), m.bound), ()),
     "codes": (lambda m, y: Q.quantize(F.silu(y), m.scale, m.zero, "u8/t"), ()),
 }
 

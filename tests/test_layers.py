@@ -19,7 +19,18 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("", "__main__", "api", "backend_entry", "cli", "demo", "legacy", "persist", "texts"),
     ("inspect",),
-    ("calibrate", "checks", "decide", "decide_conv", "decide_linear", "profit", "runtime", "timing", "watch"),
+    (
+        "calibrate",
+        "checks",
+        "decide",
+        "decide_conv",
+        "decide_linear",
+        "decide_site",
+        "profit",
+        "runtime",
+        "timing",
+        "watch",
+    ),
     ("passes", "backends", "solvers"),
     ("pipeline", "verify"),
     (
@@ -35,7 +46,7 @@ LAYERS = (
         "sites",
     ),
     ("conv_ops", "observations", "ops", "packing", "patches", "plan", "schemes", "storage"),
-    ("affine", "arity", "geometry", "histogram", "qtype", "range_choice", "ranges"),
+    ("affine", "arity", "geometry", "histogram", "qtype", "range_choice", "ranges", "sizes"),
     ("errors", "files"),
 )
 

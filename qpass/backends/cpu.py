@@ -102,7 +102,8 @@ def why_not_conv(node: fx.Node) -> str | None:
 
 def lower_conv(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """The nodes that compute a fused convolution, in front of `node`; returns the last."""
-    if conv_lower.why_not_conv(node) or (has_amx() and onednn_conv.why_not(node) is None):
+    bounds = node.args[12] == "cap"  # of channels: no post-op of oneDNN
+    if conv_lower.why_not_conv(node) or (has_amx() and not bounds and onednn_conv.why_not(node) is None):
         return onednn_conv.lower_conv(gm, node)
     return conv_lower.lower_conv(gm, node)
 

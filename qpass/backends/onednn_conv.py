@@ -166,7 +166,9 @@ def _epilogue(gm: fx.GraphModule, node: fx.Node, y: fx.Node) -> fx.Node:
                 gm, Q.dequantize.default, (other, other_scale, other_zero, other_type, torch.float32), node
             )
         y = add_call(gm, aten.add.Tensor, (y, other), node)
-    if slope is not None:
+    if act == "cap":
+        y = add_call(gm, aten.minimum.default, (add_call(gm, aten.relu.default, (y,), node), slope), node)
+    elif slope is not None:
         y = add_call(gm, aten.prelu.default, (y, slope), node)
     elif act:
         target, options = ACTIVATIONS[act]

@@ -9,6 +9,7 @@ operations that multiply get a name too, and a sentence that says why no scheme 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,9 @@ from torch import fx
 from qpass.convolutions import geometry, is_convolution
 from qpass.graphs import constant
 from qpass.passes.conv_values import is_operand, outputs_to_quantize
+from qpass.passes.fold_norm import norm_affine
 from qpass.passes.other_sites import other_operation
+from qpass.passes.scalable import norm_behind, sources
 from qpass.plan import SiteInfo
 from qpass.products import is_parameter
 from qpass.sites import SiteNames, module_path
@@ -102,7 +105,9 @@ def describe_sites(gm: fx.GraphModule, names: SiteNames) -> tuple[dict[str, fx.N
     infos = [_describe(name, node) for name, node in nodes.items()]
     outputs = outputs_to_quantize(gm)
     kinds = {name: "operand" if is_operand(node) else "output" for name, node in outputs.items()}
-    return nodes | outputs, infos + [SiteInfo(name, kind, None) for name, kind in kinds.items()]
+    infos += [SiteInfo(name, kind, None) for name, kind in kinds.items()]
+    made_by = sources(gm, outputs)
+    return nodes | outputs, [dataclasses.replace(info, source=made_by.get(info.name)) for info in infos]
 
 
 def _describe(name: str, node: fx.Node) -> SiteInfo:
@@ -111,7 +116,10 @@ def _describe(name: str, node: fx.Node) -> SiteInfo:
         return SiteInfo(name, operation, None)
     source = weight_source(node.args[1])
     if is_convolution(node):
-        return SiteInfo(name, operation, source.fqn if source else None, walk=geometry(node))
+        norm = norm_behind(node)
+        affine = None if norm is None else norm_affine(norm)
+        path = source.fqn if source else None
+        return SiteInfo(name, operation, path, walk=geometry(node), norm=None if affine is None else affine[0])
     x = node.args[0]
     epilogue = x.target in EPILOGUES and x.args[0].target is aten.linear.default and len(x.users) == 1
     if source is None:

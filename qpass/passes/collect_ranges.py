@@ -18,8 +18,9 @@ from torch import Tensor, fx
 from qpass.convolutions import geometry, is_convolution
 from qpass.errors import QpassError
 from qpass.geometry import Geometry
-from qpass.observations import Observations, Observed
+from qpass.observations import Observations, Observed, halves
 from qpass.passes.conv_values import OUTPUT
+from qpass.passes.scalable import sources
 from qpass.patches import patches
 from qpass.ranges import Range
 
@@ -91,6 +92,11 @@ def patches_of(site: str) -> str:
     return f"{site}.patches"
 
 
+def channels_of(group: str, half: int) -> str:
+    """The name under which the channels of a value that can be scaled are observed, in two halves of the images."""
+    return f"{group}.channels.{half}"
+
+
 class CollectRanges(fx.Interpreter):
     """Runs a graph on real inputs and adds what flows into each site to the observations."""
 
@@ -104,6 +110,7 @@ class CollectRanges(fx.Interpreter):
         self.outputs = {node: name for name, node in sites.items() if name.endswith(OUTPUT)}
         own = {name: node for name, node in sites.items() if is_convolution(node) and not name.endswith(OUTPUT)}
         self.convolutions = {node: (name, geometry(node)) for name, node in own.items()}
+        self.scalable = sources(gm, {name: node for node, name in self.outputs.items()})
         self.names = self._group_names(gm)
         for name, group in self.names.items():
             into.groups.setdefault(name, group)
@@ -174,6 +181,14 @@ class CollectRanges(fx.Interpreter):
             return
         known = self.into.observed.setdefault(group, Observed(Range.empty()))
         self._add(name, lambda: known.add_range(x, 1))
+        if name in self.scalable and self.into.moments:
+            self._add(name, lambda: self._observe_channels(group, x))
+
+    def _observe_channels(self, group: str, x: Tensor) -> None:
+        for i, part in enumerate(halves(x)):
+            if len(part):
+                empty = Observed(Range.empty(x.shape[1], histogram=False))
+                self.into.observed.setdefault(channels_of(group, i), empty).add_channels(part)
 
     def _observe_patches(self, name: str, walk: Geometry, x: Tensor) -> None:
         key = patches_of(name)

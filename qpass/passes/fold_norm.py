@@ -65,7 +65,7 @@ def _into_product(gm: fx.GraphModule, node: fx.Node, mul: Tensor, add: Tensor) -
     turned = is_convolution(maker) and bool(maker.args[6])
     if (maker.args[2] is not None and bias is None) or (turned and maker.args[8] != 1):
         return 0
-    weight = _scaled(gm, maker, mul, 1 if turned else 0)
+    weight = scaled_weight(gm, maker, mul, 1 if turned else 0)
     if weight is None:
         return 0
     name = maker.meta.get("site", "norm")
@@ -77,7 +77,7 @@ def _into_product(gm: fx.GraphModule, node: fx.Node, mul: Tensor, add: Tensor) -
     return 1
 
 
-def _scaled(gm: fx.GraphModule, maker: fx.Node, mul: Tensor, axis: int) -> fx.Node | None:
+def scaled_weight(gm: fx.GraphModule, maker: fx.Node, mul: Tensor, axis: int) -> fx.Node | None:
     """The weight of a product with its output channels times `mul`; None where it is neither constant nor packed."""
     weight, name = maker.args[1], maker.meta.get("site", "norm")
     float_weight = constant(weight)

@@ -3,6 +3,7 @@
 convolution(dequantize(x), dequantize(w), b)   ->  qpass.conv(x, w, b)
 qpass.conv(...) + dequantize(other)            ->  qpass.conv(..., other)      also a float other, and one that was cast
 act(qpass.conv(...))                           ->  qpass.conv(..., act)
+minimum(relu(qpass.conv(...)), h)              ->  qpass.conv(..., cap, h)         h: one bound a channel
 quantize(qpass.conv(...))                      ->  qpass.conv(..., u8)
 """
 
@@ -175,6 +176,30 @@ def _(x, xs, xz, xt, w, ws, wt, b, other, ots, otz, ott, dtype, s, p, d, t, o, g
 
 
 @rule
+def conv_cap(x, xs, xz, xt, w, ws, wt, b, other, ots, otz, ott, dtype, s, p, d, t, o, g, bound):
+    """minimum(relu(qpass.conv(...)), bound)  ->  qpass.conv(..., cap, bound)
+
+    1. bound has one number for each channel: [N, 1, ...].
+    """
+    added = (other, ots, otz, ott)
+    y = _conv(x, xs, xz, xt, w, ws, wt, b, added, "", None, (None, None, ""), dtype, (s, p, d, t, o, g))
+    return aten.minimum.default(aten.relu.default(y), bound)
+
+
+@conv_cap.check
+def _(match, bound, **_):
+    shape, value = getattr(bound, "meta", {}).get("val"), match.root.meta["val"]
+    channels = shape is not None and tuple(shape.shape) == (value.shape[1], *[1] * (value.dim() - 2))
+    return None if channels else "the bound is not one number for each channel"
+
+
+@conv_cap.to
+def _(x, xs, xz, xt, w, ws, wt, b, other, ots, otz, ott, dtype, s, p, d, t, o, g, bound):
+    added = (other, ots, otz, ott)
+    return _conv(x, xs, xz, xt, w, ws, wt, b, added, "cap", bound, (None, None, ""), dtype, (s, p, d, t, o, g))
+
+
+@rule
 def conv_requantize(x, xs, xz, xt, w, ws, wt, b, other, ots, otz, ott, act, slope, dtype, s, p, d, t, o, g, os, oz, ot):
     """quantize(qpass.conv(...))  ->  qpass.conv(..., integers)
 
@@ -206,6 +231,7 @@ CONV_EPILOGUE = (
     conv_residual,
     conv_cast,
     conv_prelu,
+    conv_cap,
     activation_rule("conv_relu", "relu", lambda y: aten.relu.default(y)),
     activation_rule("conv_relu6", "relu6", lambda y: aten.relu6.default(y)),
     activation_rule("conv_silu", "silu", lambda y: aten.silu.default(y)),

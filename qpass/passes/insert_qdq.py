@@ -16,12 +16,13 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from qpass.convolutions import is_convolution
 from qpass.graphs import add_call, add_constant, constant
 from qpass.passes.annotate import weight_source
 from qpass.passes.conv_values import READERS
+from qpass.passes.migrate_conv import Products, scale_input, take_up
 from qpass.passes.split_channels import split_channels
 from qpass.plan import Decision
 
@@ -34,16 +35,16 @@ def insert_qdq(gm: fx.GraphModule, context) -> int:
     """Rewrites each site that has a decision to quantize; returns their number."""
     quantized: dict[tuple, tuple] = {}
     edits = 0
+    products: Products = {}
+    sites = [node for node in gm.graph.nodes if _is_site(node)]
+    for node in sites:
+        _pack(gm, node, node.meta["decision"], products)
+    take_up(gm, products)
     for node in list(gm.graph.nodes):
         if (output := node.meta.get("output_decision")) is not None:
             edits += _quantize_output(gm, node, output, quantized)
-    for node in list(gm.graph.nodes):
-        decision: Decision | None = node.meta.get("decision")
-        if decision is None or not decision.quantized:
-            continue
-        if node.target is not aten.linear.default and not is_convolution(node):
-            continue
-        _pack(gm, node, decision)
+    for node in sites:
+        decision: Decision = node.meta["decision"]
         if decision.input_type is not None:
             _correct_bias(gm, node, decision)
             if decision.input_extra is not None:
@@ -54,6 +55,13 @@ def insert_qdq(gm: fx.GraphModule, context) -> int:
         edits += sum(_cast_attention(gm, node, context.plan.attention) for node in list(gm.graph.nodes))
     gm.graph.eliminate_dead_code()
     return edits
+
+
+def _is_site(node: fx.Node) -> bool:
+    """Whether a node has a decision to quantize it."""
+    decision: Decision | None = node.meta.get("decision")
+    product = node.target is aten.linear.default or is_convolution(node)
+    return product and decision is not None and decision.quantized
 
 
 def _cast_attention(gm: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> int:
@@ -77,7 +85,7 @@ def _cast(gm: fx.GraphModule, x: fx.Node, dtype: torch.dtype, before: fx.Node) -
     return add_call(gm, aten.to.dtype, (x, dtype), before)
 
 
-def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision) -> None:
+def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision, products: Products) -> None:
     source = weight_source(node.args[1])
     packed = decision.packed
     if source is None or source.packed is not None or packed is None:
@@ -90,7 +98,9 @@ def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision) -> None:
     zero = None if packed.zero is None else add_constant(gm, f"{decision.weight}_zero", packed.zero, node)
     dtype = node.args[1].meta["val"].dtype
     node.update_arg(1, add_call(gm, qpass.dequantize.default, (held, scale, zero, qtype, dtype), node))
-    if packed.in_mul is not None:
+    if packed.in_mul is not None and is_convolution(node):
+        scale_input(gm, node, packed.in_mul, products)
+    elif packed.in_mul is not None:
         x = node.args[0]
         factor = add_constant(gm, f"{decision.weight}_in_mul", packed.in_mul.to(x.meta["val"].dtype), node)
         node.update_arg(0, add_call(gm, aten.mul.Tensor, (x, factor), node))
@@ -100,8 +110,9 @@ def _correct_bias(gm: fx.GraphModule, node: fx.Node, decision: Decision) -> None
     """B  ->  b + what the plan adds to it, so that the mean of every output stays where it was."""
     if decision.bias is None:
         return
-    own = constant(node.args[2])
-    bias = decision.bias if own is None else decision.bias + own.detach().float()
+    own, more, factor = constant(node.args[2]), decision.bias, node.meta.get("out_mul")
+    more = more if factor is None else more * factor.float()
+    bias = more if own is None else more + own.detach().float()
     node.update_arg(2, add_constant(gm, f"{decision.site}_bias", bias.to(node.meta["val"].dtype), node))
 
 
@@ -117,7 +128,7 @@ def _shifted(gm: fx.GraphModule, x: fx.Node, decision: Decision, before: fx.Node
 def _quantize_output(gm: fx.GraphModule, node: fx.Node, decision: Decision, quantized: dict) -> int:
     """Readers that can do with integers read those of `node`; an operand of one add is bfloat16 on its way there."""
     readers = [user for user in node.users if user.target in READERS]
-    if not readers:
+    if not readers or not _scaled_as(node, decision.input_mul):
         return 0
     dtype = node.meta["val"].dtype
     if decision.input_type is None:
@@ -130,6 +141,12 @@ def _quantize_output(gm: fx.GraphModule, node: fx.Node, decision: Decision, quan
         real = (*held, str(decision.input_type), dtype)
         user.replace_input_with(node, add_call(gm, qpass.dequantize.default, real, user))
     return 1
+
+
+def _scaled_as(node: fx.Node, factor: Tensor | None) -> bool:
+    """Whether a value has the factor that its scale was chosen for: without the readers it was meant for it may lack it."""
+    found = node.meta.get("out_mul")
+    return found is None if factor is None else found is not None and torch.equal(found, factor)
 
 
 def _quantize_input(gm: fx.GraphModule, node: fx.Node, decision: Decision, quantized: dict) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from qpass import affine
 from qpass.geometry import Geometry
 from qpass.observations import Observed
-from qpass.packing import Packed
+from qpass.packing import Packed, spread
 from qpass.patches import as_matrix
 from qpass.qtype import QParams, QType
 from qpass.schemes import Scheme
@@ -52,7 +52,7 @@ def solve_convolution(
     qtype = channel_type(scheme.weight, 1 if g.transposed else 0)
     real = weight.detach().float()
     if factor is not None:
-        real = real / spread(factor, real, g)
+        real = real / spread(factor, real, g.transposed)
     taps = 1 if g.transposed else math.prod(g.kernel)
     by_column = None if factor is None else factor.repeat_interleave(taps)
     seen = None if observed is None or not observed.rows else observed
@@ -95,15 +95,6 @@ def _with_moments(
     return codes.reshape(matrix.shape), scale.reshape(-1)
 
 
-def spread(factor: Tensor, weight: Tensor, g: Geometry) -> Tensor:
-    """A factor of input channels, shaped to multiply the weight that reads them: of one group, or depthwise."""
-    if g.groups == 1:
-        axis, values = (0 if g.transposed else 1), factor
-    else:
-        axis, values = 0, factor.repeat_interleave(weight.shape[0] // len(factor))
-    return values.reshape([-1 if i == axis else 1 for i in range(weight.dim())])
-
-
 def rows_of(weight: Tensor, g: Geometry) -> Tensor:
     """The weight with one row for each scale: [N, C / groups * taps], or [N / groups, C * taps] where transposed."""
     return weight.transpose(0, 1).flatten(1) if g.transposed else weight.flatten(1)
@@ -114,6 +105,20 @@ def rows_back(rows: Tensor, shape: tuple[int, ...], g: Geometry) -> Tensor:
     if not g.transposed:
         return rows.reshape(shape).contiguous()
     return rows.reshape(shape[1], shape[0], *shape[2:]).transpose(0, 1).contiguous()
+
+
+def by_channel(weight: Tensor, g: Geometry) -> Tensor:
+    """The weight of a convolution with a row for each channel of its input: [C, M]."""
+    if g.transposed:
+        return weight.flatten(1)
+    return weight.reshape(g.groups, -1, weight.shape[1], weight[0, 0].numel()).transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+def by_output(weight: Tensor, g: Geometry) -> Tensor:
+    """The weight of a convolution with a row for each channel of its output: [N, M]."""
+    if not g.transposed:
+        return weight.flatten(1)
+    return weight.reshape(g.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 def best_steps(rows: Tensor, qtype: QType) -> Tensor:
@@ -127,7 +132,7 @@ def _bias(weight: Tensor, packed: Packed, g: Geometry, mean: Tensor, shift: Tens
     """W mean - W_q (mean + shift), [N]. mean: float64 of patch columns; shift: what rounding adds to that of x * factor."""
     shape = [-1 if i == packed.type.axis else 1 for i in range(weight.dim())]
     rounded = packed.data.double() * packed.scale.double().reshape(shape)
-    own = rounded if packed.in_mul is None else rounded * spread(packed.in_mul, weight, g).double()
+    own = rounded if packed.in_mul is None else rounded * spread(packed.in_mul, weight, g.transposed).double()
     found = _product(weight.double() - own, mean, g)
     return (found if shift is None else found - _product(rounded, shift, g)).float()
 

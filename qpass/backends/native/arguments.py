@@ -19,6 +19,6 @@ POOL = struct.Struct("2P 20q 3i 2f")  # src/pool.cpp
 OUT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}  # enum Type of src/epilogue.h
 ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "silu")  # index: enum Activation of src/simd.h
 CONV_ACTIVATIONS = (
-    *("", "relu", "gelu", "gelu_tanh", "silu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "prelu"),
+    *("", "relu", "gelu", "gelu_tanh", "silu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "prelu", "cap"),
 )  # index: enum ConvActivation of src/epilogue.h
 MASKS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}  # enum Mask of src/attention.cpp

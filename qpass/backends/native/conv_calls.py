@@ -20,7 +20,7 @@ from qpass.graphs import constant
 POINTERS = struct.Struct("10P")  # the head of CONV
 REMEMBERED = 64  # sizes of calls
 OURS = (torch.ops.qpass.packed_conv.default, torch.ops.qpass.packed_max_pool.default)  # their results are channels last
-CLAMPS = ("", "relu", "relu6")  # activations that only clamp: codes are written directly
+CLAMPS = ("", "relu", "relu6", "cap")  # activations that only clamp: codes are written directly
 
 
 def three(values: Any, fill: int) -> tuple[int, ...]:
@@ -49,7 +49,10 @@ def conv_call(node: fx.Node) -> Call:
         low = float(out_zero) if act else 0.0
         high = min(high, 6 * inverse + out_zero) if act == "relu6" else high
         other_scale = other_scale * inverse
-    held = [_constant(packed), factors, addends, _constant(offset), None if slope is None else _constant(slope)]
+    slopes = None if slope is None else _constant(slope)
+    if direct and slopes is not None:
+        slopes = (slopes.double() * inverse + out_zero).clamp(max=high).float()
+    held = [_constant(packed), factors, addends, _constant(offset), slopes]
     w, a, b, o, s = (0 if t is None else t.data_ptr() for t in held)
     weight_shape = (channels, n // groups, *kernel_size) if transposed else (n, channels // groups, *kernel_size)
     walk = (*three(kernel_size, 1), *three(stride, 1), *three(padding, 0), *three(dilation, 1))

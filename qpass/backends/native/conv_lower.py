@@ -70,7 +70,7 @@ def lower_conv(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     name = node.meta.get("site", "conv")
     constants = [add_constant(gm, f"{name}_{key}", t.contiguous().clone(), node) for key, t in held.items()]
     if slope is not None:
-        values = _held(slope).detach().float().expand(n).contiguous()
+        values = _held(slope).detach().float().flatten().expand(n).contiguous()
         slope = add_constant(gm, f"{name}_slope", values, node)
     added = (float(_held(other_scale)), int(_held(other_zero))) if other_type else (1.0, 0)
     out = (1.0, 0, 255, dtype)

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from qpass.backends.native.conv_pack import unpack_conv
-from qpass.conv_ops import conv_shape
+from qpass.conv_ops import activate, conv_shape
 from qpass.convolutions import Geometry
-from qpass.ops import activation, define
+from qpass.ops import define
 
 aten = torch.ops.aten
 
@@ -47,11 +46,10 @@ def packed_conv(
     """Y = act((convolution(x - zero, w)) * alpha * sample_scale + beta + other), [B, N, *out].
 
     x: u8 [B, C, *spatial]; its zero point is x_zero, or sample_zero int32 [B, 1, ...] with sample_scale float32.
-    packed: w int8 as conv_pack.py says. alpha, beta, slope (of prelu): float32 [N]. offset: int32 [phases, N], what
-    the zero point adds
-    to each sum; for one zero point in all it is times x_zero already. other: [B, N, *out] float32, bfloat16, or u8 of
-    other_scale and
-    other_zero. dtype: float32, bfloat16, or uint8 for codes of out_scale and out_zero, at most out_max.
+    packed: w int8 as conv_pack.py says. alpha, beta, slope (of prelu; the bounds of cap): float32 [N]. offset: int32
+    [phases, N], what the zero point adds to each sum; for one zero point in all it is times x_zero already. other:
+    [B, N, *out] float32, bfloat16, or u8 of other_scale and other_zero. dtype:
+    float32, bfloat16, or uint8 for codes of out_scale and out_zero, at most out_max.
     """
     g = Geometry(*map(tuple, (kernel, stride, padding, dilation)), transposed, tuple(output_padding), groups)
     weight = unpack_conv(packed, x.shape[1], n, g)
@@ -67,7 +65,7 @@ def packed_conv(
     y = (y if sample_scale is None else y * sample_scale) + beta.reshape(shape)
     if other is not None:
         y = y + ((other.float() - other_zero) * other_scale if other.dtype is torch.uint8 else other.float())
-    y = functional.prelu(y, slope) if slope is not None else activation(act)(y)
+    y = activate(y, act, slope)
     if dtype is torch.uint8:
         y = ((y / out_scale).round() + out_zero).clamp(0, out_max)
     return channels_last(y.to(dtype))

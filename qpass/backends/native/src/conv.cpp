@@ -60,13 +60,14 @@ inline ConvTile conv_choose(int at, std::integer_sequence<int, I...>) {
 template <bool OTHER, bool LOW>
 inline void finish_wide(const Epilogue& e, const Task& task, const int32_t* sums, int64_t pixel, int rows, int64_t column) {
   const __m512i order = packed_order();
-  __m512 alpha[4], beta[4];
+  __m512 alpha[4], beta[4], high[4];
   const __m512 shift = _mm512_set1_ps(OTHER ? e.other_zero * e.other_scale : 0.0f);
   for (int v = 0; v < 4; v++) {
     alpha[v] = _mm512_loadu_ps(e.alpha + column + 16 * v);
     beta[v] = _mm512_sub_ps(_mm512_loadu_ps(e.beta + column + 16 * v), shift);
+    high[v] = e.slope ? _mm512_loadu_ps(e.slope + column + 16 * v) : _mm512_set1_ps(e.high);
   }
-  for (int r = 0; r < rows; r++) finish_codes<OTHER, LOW>(e, sums + r * COLUMNS, task.out[pixel + r], column, alpha, beta, order);
+  for (int r = 0; r < rows; r++) finish_codes<OTHER, LOW>(e, sums + r * COLUMNS, task.out[pixel + r], column, alpha, beta, high, order);
 }
 
 using WideFinish = void (*)(const Epilogue&, const Task&, const int32_t*, int64_t, int, int64_t);

@@ -10,7 +10,7 @@
 namespace qpass {
 
 enum Type { F32 = 0, BF16 = 1, U8 = 2 };
-enum ConvActivation { CONV_NONE, CONV_RELU, CONV_GELU, CONV_GELU_TANH, CONV_SILU, CONV_RELU6, CONV_HARDSWISH, CONV_HARDSIGMOID, CONV_SIGMOID, CONV_PRELU };
+enum ConvActivation { CONV_NONE, CONV_RELU, CONV_GELU, CONV_GELU_TANH, CONV_SILU, CONV_RELU6, CONV_HARDSWISH, CONV_HARDSIGMOID, CONV_SIGMOID, CONV_PRELU, CONV_CAP };
 
 struct Epilogue {
   const float *alpha, *beta, *slope;
@@ -19,7 +19,7 @@ struct Epilogue {
   int64_t ld;  // elements of a row of out and other
   int32_t act, out_type, other_type, direct;
   float other_scale, other_zero;  // of u8 others; where direct, other_scale holds 1 / scale too
-  float low, high;                // the clamp of direct codes
+  float low, high;                // the clamp of direct codes; where slope is given it holds the upper bounds
   float out_inverse, out_zero, out_max;
 };
 
@@ -51,13 +51,14 @@ inline __m512 conv_activate(int act, __m512 y, __m512 slope) {
       return act == CONV_HARDSWISH ? _mm512_mul_ps(y, gate) : gate;
     }
     case CONV_SIGMOID: return sigmoid(y);
+    case CONV_CAP: return _mm512_min_ps(_mm512_max_ps(y, zero), slope);
     case CONV_PRELU: return _mm512_mask_mul_ps(y, _mm512_cmp_ps_mask(y, zero, _CMP_LT_OQ), y, slope);
     default: return y;
   }
 }
 
-inline void store_codes(uint8_t* out, __mmask16 mask, __m512 y, float low, float high) {
-  y = _mm512_min_ps(_mm512_max_ps(y, _mm512_set1_ps(low)), _mm512_set1_ps(high));
+inline void store_codes(uint8_t* out, __mmask16 mask, __m512 y, float low, __m512 high) {
+  y = _mm512_min_ps(_mm512_max_ps(y, _mm512_set1_ps(low)), high);
   _mm_mask_storeu_epi8(out, mask, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(y)));
 }
 
@@ -67,20 +68,20 @@ inline void finish_lanes(const Epilogue& p, __m512i sum, int64_t row, int64_t n,
   __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), alpha);
   y = _mm512_fmadd_ps(y, _mm512_set1_ps(sample), beta);
   if (p.other) y = _mm512_add_ps(y, load_other(p, at, mask));
-  if (p.direct) return store_codes(static_cast<uint8_t*>(p.out) + at, mask, y, p.low, p.high);
-  const __m512 slope = p.slope ? _mm512_maskz_loadu_ps(mask, p.slope + n) : _mm512_setzero_ps();
+  const __m512 slope = p.slope ? _mm512_maskz_loadu_ps(mask, p.slope + n) : _mm512_set1_ps(p.high);
+  if (p.direct) return store_codes(static_cast<uint8_t*>(p.out) + at, mask, y, p.low, slope);
   y = conv_activate(p.act, y, slope);
   if (p.out_type == F32) return _mm512_mask_storeu_ps(static_cast<float*>(p.out) + at, mask, y);
   if (p.out_type == BF16) return _mm256_mask_storeu_epi16(static_cast<uint16_t*>(p.out) + at, mask, to_bf16(y));
   const __m512 code = _mm512_add_ps(_mm512_roundscale_ps(_mm512_mul_ps(y, _mm512_set1_ps(p.out_inverse)), 8), _mm512_set1_ps(p.out_zero));
-  store_codes(static_cast<uint8_t*>(p.out) + at, mask, code, 0.0f, p.out_max);
+  store_codes(static_cast<uint8_t*>(p.out) + at, mask, code, 0.0f, _mm512_set1_ps(p.out_max));
 }
 
 // 64 codes of four vectors of sums, written at once; where direct, without sample scales, and all 64 channels are there
 template <bool OTHER, bool LOW>  // codes are added; the smallest code is not 0, which packing clamps to
-inline void finish_codes(const Epilogue& p, const int32_t* sums, int64_t row, int64_t n, const __m512 (&alpha)[4], const __m512 (&beta)[4], __m512i order) {
+inline void finish_codes(const Epilogue& p, const int32_t* sums, int64_t row, int64_t n, const __m512 (&alpha)[4], const __m512 (&beta)[4], const __m512 (&high)[4], __m512i order) {
   const int64_t at = row * p.ld + n;
-  const __m512 low = _mm512_set1_ps(p.low), high = _mm512_set1_ps(p.high);
+  const __m512 low = _mm512_set1_ps(p.low);
   __m512i code[4];
 #pragma GCC unroll 4
   for (int v = 0; v < 4; v++) {
@@ -89,7 +90,7 @@ inline void finish_codes(const Epilogue& p, const int32_t* sums, int64_t row, in
       const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(p.other) + at + 16 * v));
       y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), _mm512_set1_ps(p.other_scale), y);
     }
-    code[v] = _mm512_cvtps_epi32(_mm512_min_ps(LOW ? _mm512_max_ps(y, low) : y, high));
+    code[v] = _mm512_cvtps_epi32(_mm512_min_ps(LOW ? _mm512_max_ps(y, low) : y, high[v]));
   }
   const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(code[0], code[1]), _mm512_packs_epi32(code[2], code[3]));
   _mm512_storeu_si512(static_cast<uint8_t*>(p.out) + at, _mm512_permutexvar_epi32(order, packed));
