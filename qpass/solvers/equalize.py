@@ -36,7 +36,7 @@ from qpass.solvers.cross_layer import from_weights, usual
 
 STRENGTHS = ((0.5, 0.5), (0.75, 0.25), (0.75, 0.0), (1.0, 0.0))  # exponents of reach and of weights
 PARTS = torch.linspace(1.0, 0.2, 9)  # of the limits of an input: candidates for what is kept
-CLEAR = 0.95  # of the error without factors: what is not below is chance
+CLEAR = 0.9  # of the error without factors: what is not below is chance
 
 
 @dataclass(frozen=True)
