@@ -39,7 +39,7 @@ def conv_arguments(
     sample = (torch.rand(row) + 0.5, torch.randint(0, 256, row, dtype=torch.int32)) if dynamic else (None, None)
     offset = phase_offsets(plain, g) * (1 if dynamic else x_zero)
     alpha = (torch.rand(n) + 0.5) * 1e-3 / math.sqrt(plain[0].numel())
-    slope = torch.rand(n) if act == "prelu" else None
+    slope = torch.rand(n) if act in ("prelu", "cap") else None
     args = [x, packed, alpha, torch.randn(n), offset, slope, *sample, None, 0.03, 99, n, kernel, stride, padding]
     args += [dilation, transposed, extra, groups, x_zero, act, 0.02, 61, out_max, dtype]
     if other is not None:

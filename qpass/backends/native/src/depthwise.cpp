@@ -16,7 +16,7 @@ struct Block {
   int64_t channel;
   __mmask64 mask;
   __m512i start[4];
-  __m512 alpha[4], beta[4];
+  __m512 alpha[4], beta[4], high[4];  // high: the largest codes, of each channel where slope is given
 };
 
 inline bool by_columns(const Conv& p) { return p.kernel[0] * p.kernel[1] == 3 && p.kernel[2] == 3; }
@@ -71,11 +71,11 @@ void finish_slow(const Conv& p, const Phase& phase, const Task& task, const Bloc
 template <bool QUICK, bool FULL>
 __attribute__((always_inline)) inline void finish_sums(const Conv& p, const Phase& phase, const Task& task, const Block& block, int64_t i, __m512i (&sum)[4]) {
   if (!QUICK) return finish_slow(p, phase, task, block, i, sum);
-  const __m512 low = _mm512_set1_ps(p.low), high = _mm512_set1_ps(p.high);
+  const __m512 low = _mm512_set1_ps(p.low);
 #pragma GCC unroll 4
   for (int j = 0; j < 4; j++) {
     const __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[j]), block.alpha[j], block.beta[j]);
-    sum[j] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, low), high));
+    sum[j] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, low), block.high[j]));
   }
   const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(sum[0], sum[1]), _mm512_packs_epi32(sum[2], sum[3]));
   uint8_t* out = static_cast<uint8_t*>(p.out) + task.out[i] * p.n + block.channel;
@@ -154,6 +154,8 @@ void run_depthwise(const Conv& p, const Phase& phase, const uint8_t* zeros, int6
     for (int j = 0; j < 4; j++) block.start[j] = _mm512_sub_epi32(_mm512_setzero_si512(), block.start[j]);
     load_turned(p.alpha + channel, block.mask, reinterpret_cast<__m512i(&)[4]>(block.alpha));
     load_turned(p.beta + channel, block.mask, reinterpret_cast<__m512i(&)[4]>(block.beta));
+    for (int j = 0; j < 4; j++) block.high[j] = _mm512_set1_ps(p.high);
+    if (p.slope) load_turned(p.slope + channel, block.mask, reinterpret_cast<__m512i(&)[4]>(block.high));
     if (left >= 64)
       quick ? run<true, true>(p, phase, task, block, first, count) : run<false, true>(p, phase, task, block, first, count);
     else
