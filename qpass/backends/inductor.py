@@ -92,22 +92,24 @@ def _compile(part: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
             )  # make_fx's own unflattens results, inductor hands them back flat
             flat.recompile()
             compiled = compile_fx_inner(flat, [*sizes, *fakes], is_inference=True)
-        unproved = [str(g.expr) for g in mode.shape_env.guards if not _holds(g.expr, inputs, symbols)]
-        if unproved:
-            raise RuntimeError(f"the kernel would be for some sizes only: {', '.join(unproved)}")
+        if unproved := _unproved([guard.expr for guard in mode.shape_env.guards], inputs, symbols):
+            raise RuntimeError(f"the kernel would be for some sizes only: {', '.join(map(str, unproved))}")
     return _caller(compiled.current_callable, where, compiled)
 
 
-def _holds(guard: Any, inputs: Sequence[Any], symbols: dict[str, Any]) -> bool:
-    """Whether something taken to be true of the assumed sizes is true of every size that the region may be called with.
+def _unproved(guards: Sequence[Any], inputs: Sequence[Any], symbols: dict[str, Any]) -> list[Any]:
+    """What was taken to be true of the assumed sizes, and may not be of every size that the region is called with.
 
     The shape environment of the inputs knows: its own guards are asked on every call, or hold by what they are.
     """
     sizes = [s for v in inputs for s in ((*v.shape, *v.stride()) if isinstance(v, Tensor) else (v,))]
     symbolic = [size.node for size in sizes if isinstance(size, torch.SymInt)]
+    if not symbolic:
+        return list(guards)
     theirs = {str(symbol): symbol for node in symbolic for symbol in node.expr.free_symbols}
     own = {symbol.node._expr: theirs[name] for name, symbol in symbols.items()}
-    return bool(symbolic) and bool(symbolic[0].shape_env._maybe_evaluate_static(guard.xreplace(own)))
+    true = symbolic[0].shape_env._maybe_evaluate_static
+    return [guard for guard in guards if not true(guard.xreplace(own))]
 
 
 def _caller(call: Callable[..., Any], where: Sequence[tuple[int, int | None, int]], keep: Any) -> Callable[..., Any]:

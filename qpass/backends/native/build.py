@@ -38,9 +38,8 @@ def processor() -> tuple[str, frozenset[str]]:
     except OSError:
         lines = []
     found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
-    name = (
-        found.get("model name") or platform.processor() or platform.machine()
-    )  # platform starts a process to find out
+    # last what platform says: it starts a process to find out
+    name = found.get("model name") or platform.processor() or platform.machine()
     return name, frozenset(found.get("flags", "").split())
 
 
