@@ -97,14 +97,17 @@ other_type,
 
 
 def conv_shape(x, weight, stride, padding, dilation, transposed: bool, output_padding, groups: int) -> list:
-    """Shape of a convolution's result. x: [B, C, *spatial]; weight as in `conv`; sizes may be symbols."""
+    """Shape of a convolution's result. x: [B, C, *spatial]; weight as in `conv`; sizes may be symbols. padding: one
+    number for each axis, or those in front of each and then those behind.
+    """
     found = [x[0], weight[1] * groups if transposed else weight[0]]
     for i, size in enumerate(x[2:]):
         reach = dilation[i] * (weight[2 + i] - 1)
+        both = padding[i] + padding[i - len(x) + 2]
         if transposed:
-            found.append((size - 1) * stride[i] - 2 * padding[i] + reach + output_padding[i] + 1)
+            found.append((size - 1) * stride[i] - both + reach + output_padding[i] + 1)
         else:
-            found.append((size + 2 * padding[i] - reach - 1) // stride[i] + 1)
+            found.append((size + both - reach - 1) // stride[i] + 1)
     return found
 
 

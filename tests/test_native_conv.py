@@ -95,6 +95,9 @@ SHAPES = (
     {"x_shape": (0, 8, 5, 6), "n": 9, "kernel": 3, "padding": 1},
     {"x_shape": (2, 16, 1, 1), "n": 4, "kernel": 1},
     {"x_shape": (1, 512, 7, 7), "n": 200, "kernel": 3, "padding": 1},  # several tasks
+    {"x_shape": (2, 20, 8, 7), "n": 20, "kernel": 3, "stride": 2, "padding": (0, 0, 1, 1), "groups": 20},  # uneven
+    {"x_shape": (2, 3, 12, 11), "n": 9, "kernel": 3, "stride": 2, "padding": (0, 1, 1, 0)},
+    {"x_shape": (1, 40, 9), "n": 24, "kernel": 4, "padding": (1, 2)},
 )
 
 
@@ -132,7 +135,8 @@ def test_any_conv(data):
     kernel, stride, dilation = many(1, 2, 3, 5), many(1, 1, 2, 3), many(1, 1, 2)
     transposed = draw(False, False, True)
     extra = [draw(0, min(1, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)] if transposed else 0
-    padding = [draw(0, (k - 1) * d // 2) for k, d in zip(kernel, dilation, strict=True)]
+    sides = 1 if transposed else draw(1, 2)
+    padding = [draw(0, (k - 1) * d // 2) for k, d in [*zip(kernel, dilation, strict=True)] * sides]
     spatial = [max((k - 1) * d + 1, draw(1, 4, 7, 12)) for k, d in zip(kernel, dilation, strict=True)]
     compare(
         conv_arguments(
@@ -162,13 +166,17 @@ def test_reference(shape):
     weight = unpack_conv(packed, x.shape[1], n, g).double()
     if transposed:
         weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    walk = (stride, padding, dilation, transposed, extra, groups)
-    exact = torch.ops.aten.convolution.default(x.double() - zero, weight, None, *walk)
+    axes = len(kernel)
+    widths = [padding[side + axis] for axis in reversed(range(axes)) for side in (0, len(padding) - axes)]
+    walk = (stride, [0] * axes if len(padding) > axes else padding, dilation, transposed, extra, groups)
+    exact = x.double() - zero
+    exact = torch.nn.functional.pad(exact, widths) if len(padding) > axes else exact
+    exact = torch.ops.aten.convolution.default(exact, weight, None, *walk)
     along = (-1, *[1] * len(kernel))
     exact = exact * alpha.view(along).double() + beta.view(along).double()
     torch.testing.assert_close(Q.packed_conv.default(*args).double(), exact, rtol=1e-5, atol=1e-6)
 
 
 def test_schema_and_fake():
-    for shape in (SHAPES[0], SHAPES[15], SHAPES[5]):
+    for shape in (SHAPES[0], SHAPES[15], SHAPES[5], SHAPES[-2]):
         torch.library.opcheck(Q.packed_conv.default, conv_arguments(**shape, dtype=torch.float32, dynamic=True))

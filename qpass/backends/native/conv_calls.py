@@ -55,7 +55,7 @@ def conv_call(node: fx.Node) -> Call:
     held = [_constant(packed), factors, addends, _constant(offset), slopes]
     w, a, b, o, s = (0 if t is None else t.data_ptr() for t in held)
     weight_shape = (channels, n // groups, *kernel_size) if transposed else (n, channels // groups, *kernel_size)
-    walk = (*three(kernel_size, 1), *three(stride, 1), *three(padding, 0), *three(dilation, 1))
+    walk = (*three(kernel_size, 1), *three(stride, 1), *three(padding[: g.axes], 0), *three(dilation, 1))
     fold = int(is_folded(channels, g))
     tail = (other_scale, float(other_zero), low, high, inverse, float(out_zero), float(out_max))
     kind, name = OUT_TYPES[dtype], CONV_ACTIVATIONS.index(act)

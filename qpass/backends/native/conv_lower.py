@@ -1,6 +1,7 @@
 """Fused convolutions and pools of integers as the ops of the native kernels.
 
     qpass.conv(x u8, w int8, b, other u8 | float, act, -> f32 | bf16 | u8)   ->   qpass.packed_conv
+    qpass.conv(qpass.pad(x u8, widths, zero), ...)                           ->   qpass.packed_conv, of another padding
     qpass.max_pool(x u8)                                                     ->   qpass.packed_max_pool
 
 Scales, zero points and bias become one factor, one addend and one offset an output channel.
@@ -76,9 +77,22 @@ def lower_conv(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     out = (1.0, 0, 255, dtype)
     if out_type:
         out = (float(_held(out_scale)), int(_held(out_zero)), QType.parse(out_type).qmax, torch.uint8)
-    walk = (list(g.kernel), *node.args[18:])
+    x, padding = _padded(x, node, g, zero)
+    walk = (list(g.kernel), node.args[18], padding, *node.args[20:])
     args = (x, *constants, slope, *sample, other, *added, n, *walk, zero, act, *out)
     return add_call(gm, Q.packed_conv.default, args, node)
+
+
+def _padded(x: fx.Node, node: fx.Node, g: Geometry, zero: int) -> tuple[fx.Node, list[int]]:
+    """What the kernel reads, and its padding: zero points around an image are rows that the kernel makes up itself."""
+    padding = list(g.padding)
+    if x.target is not Q.pad.default or g.transposed or not node.args[3].endswith("/t") or x.args[2] != zero:
+        return x, padding
+    widths = [*x.args[1], *[0] * (2 * g.axes - len(x.args[1]))]
+    if len(widths) > 2 * g.axes or any(not isinstance(width, int) or width < 0 for width in widths):
+        return x, padding
+    before, after = widths[-2::-2], widths[::-2]  # of the outer axes first
+    return x.args[0], [p + width for side in (before, after) for p, width in zip(padding, side, strict=True)]
 
 
 def why_not_max_pool(node: fx.Node) -> str | None:

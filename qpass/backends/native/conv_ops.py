@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from qpass.backends.native.conv_pack import unpack_conv
 from qpass.conv_ops import activate, conv_shape
@@ -48,8 +49,9 @@ def packed_conv(
     x: u8 [B, C, *spatial]; its zero point is x_zero, or sample_zero int32 [B, 1, ...] with sample_scale float32.
     packed: w int8 as conv_pack.py says. alpha, beta, slope (of prelu; the bounds of cap): float32 [N]. offset: int32
     [phases, N], what the zero point adds to each sum; for one zero point in all it is times x_zero already. other:
-    [B, N, *out] float32, bfloat16, or u8 of other_scale and other_zero. dtype:
-    float32, bfloat16, or uint8 for codes of out_scale and out_zero, at most out_max.
+    [B, N, *out] float32, bfloat16, or u8 of other_scale and other_zero. padding: one number for each axis, or those in
+    front of each and then those behind. dtype: float32, bfloat16, or uint8 for codes of out_scale and out_zero, at most
+    out_max.
     """
     g = Geometry(*map(tuple, (kernel, stride, padding, dilation)), transposed, tuple(output_padding), groups)
     weight = unpack_conv(packed, x.shape[1], n, g)
@@ -57,6 +59,9 @@ def packed_conv(
         by_group = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2)
         weight = by_group.flatten(0, 1)
     centred = x.to(torch.float64) - (x_zero if sample_zero is None else sample_zero)
+    if len(padding) > g.axes:
+        widths = [padding[side * g.axes + axis] for axis in reversed(range(g.axes)) for side in (0, 1)]
+        centred, padding = functional.pad(centred, widths), [0] * g.axes
     total = aten.convolution(
         centred, weight.to(torch.float64), None, stride, padding, dilation, transposed, output_padding, groups
     )

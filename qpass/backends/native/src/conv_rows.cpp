@@ -90,7 +90,7 @@ std::vector<Phase> phases_of(const Conv& p) {
 }
 
 void pad(const Conv& p, std::vector<uint8_t>& to, int64_t* sizes) {
-  for (int i = 0; i < 3; i++) sizes[i] = p.in[i] + 2 * p.padding[i];
+  for (int i = 0; i < 3; i++) sizes[i] = std::max(p.in[i] + p.padding[i], (p.size[i] - 1) * p.stride[i] + (p.kernel[i] - 1) * p.dilation[i] + 1);
   const int64_t line = sizes[2] * p.channels, image = sizes[0] * sizes[1] * line;
   to.resize(p.batch * image + SLACK);
 #pragma omp parallel for collapse(2) schedule(static) num_threads(p.threads)
@@ -105,7 +105,8 @@ void pad(const Conv& p, std::vector<uint8_t>& to, int64_t* sizes) {
       }
       std::memset(row, zero, p.padding[2] * p.channels);
       std::memcpy(row + p.padding[2] * p.channels, p.x + ((b * p.in[0] + d) * p.in[1] + h) * p.in[2] * p.channels, p.in[2] * p.channels);
-      std::memset(row + (p.padding[2] + p.in[2]) * p.channels, zero, p.padding[2] * p.channels);
+      const int64_t end = p.padding[2] + p.in[2];
+      std::memset(row + end * p.channels, zero, (sizes[2] - end) * p.channels);
     }
 }
 
