@@ -118,8 +118,7 @@ def _turn(gm: fx.GraphModule, value: fx.Node, before: fx.Node, parts: bool, move
     if value.target is Q.quantize.default:
         codes = add_call(gm, value.target, (turned(gm, value.args[0], value), *value.args[1:]), value)
     elif value.target is Q.pad.default:
-        widths: Any = value.args[1]
-        inner = (turned(gm, value.args[0], value), [0, 0, *widths], *value.args[2:])
+        inner = (turned(gm, value.args[0], value), _turned_widths(value), *value.args[2:])
         codes = add_call(gm, value.target, inner, value)
     else:
         codes = add_call(
@@ -138,6 +137,14 @@ def turned(gm: fx.GraphModule, value: fx.Node, before: fx.Node) -> fx.Node:
     """[B, C, ...] seen as [B, ..., C]."""
     axes = value.meta["val"].dim()
     return add_call(gm, aten.permute.default, (value, [0, *range(2, axes), 1]), before)
+
+
+def _turned_widths(pad: fx.Node) -> list[int]:
+    """The widths of a pad of [B, C, ...], last axis first, for [B, ..., C]."""
+    widths: Any = pad.args[1]
+    spatial = 2 * (pad.meta["val"].dim() - 2)
+    images, channels, batch = widths[:spatial], widths[spatial : spatial + 2], widths[spatial + 2 :]
+    return [*(channels or (0, 0)), *images, *([0] * (spatial - len(images)) if batch else ()), *batch]
 
 
 def turned_back(gm: fx.GraphModule, value: fx.Node, before: fx.Node) -> fx.Node:

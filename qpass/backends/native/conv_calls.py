@@ -123,7 +123,7 @@ def max_pool_call(node: fx.Node) -> Call:
         out = torch.empty((batch, *shape, channels), dtype=torch.uint8)
         missing = (1,) * (3 - axes)
         sizes = (batch, channels, *missing, *sizes, *missing, *shape, *walk)
-        launch(pack(image.data_ptr(), out.data_ptr(), *sizes, 0, 0, torch.get_num_threads(), 1.0, 0.0))
+        launch(pack(image.data_ptr(), out.data_ptr(), *sizes, torch.get_num_threads()))
         return out.movedim(-1, 1)
 
     return run, (x,)

@@ -9,6 +9,8 @@ Scales, zero points and bias become one factor, one addend and one offset an out
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -88,7 +90,8 @@ def _padded(x: fx.Node, node: fx.Node, g: Geometry, zero: int) -> tuple[fx.Node,
     padding = list(g.padding)
     if x.target is not Q.pad.default or g.transposed or not node.args[3].endswith("/t") or x.args[2] != zero:
         return x, padding
-    widths = [*x.args[1], *[0] * (2 * g.axes - len(x.args[1]))]
+    amounts: Any = x.args[1]
+    widths = [*amounts, *[0] * (2 * g.axes - len(amounts))]
     if len(widths) > 2 * g.axes or any(not isinstance(width, int) or width < 0 for width in widths):
         return x, padding
     before, after = widths[-2::-2], widths[::-2]  # of the outer axes first
