@@ -9,7 +9,11 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
+import sys
+import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -68,24 +72,53 @@ class Flat(nn.Module):
         return self.up(x.view(-1, 64)).view(x.shape[0], x.shape[1], 256)
 
 
+class Stem(nn.Module):
+    """A convolution with its batch norm, a max pool, and a convolution that reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.Conv2d(16, 8, 1)
+
+    def forward(self, x):
+        return self.b(functional.max_pool2d(torch.relu(self.norm(self.a(x))), 2))
+
+
+def network() -> tuple[nn.Module, list[torch.Tensor]]:
+    """The network of convolutions.md and its calibration batches: the page's first block makes them."""
+    block = re.search(r"```python\n(.*?)```", (DOCS / "convolutions.md").read_text(), re.DOTALL)
+    assert block is not None
+    page = sys.modules["convolutions"] = types.ModuleType(
+        "convolutions"
+    )  # where torch looks up what its functions name
+    exec(block[1], vars(page))
+    return page.model, page.batches
+
+
+SHAPES = {Stem: (8, 3, 18, 18)}
+Kind = Callable[[], Any]  # of a model, or `network`
+
+
 @functools.cache
-def compiled(kind: type[nn.Module] = FeedForward) -> tuple[nn.Module, nn.Module, Report]:
+def compiled(kind: Kind = FeedForward) -> tuple[nn.Module, nn.Module, Report]:
     """(float model, compiled model, report)."""
     torch.manual_seed(0)
     torch._dynamo.reset()
-    model = kind().eval()
-    data = [torch.randn(8, 16, 64) for _ in range(16)]
+    if kind is network:
+        model, data = network()
+    else:
+        model = kind().eval()
+        data = [torch.randn(SHAPES.get(kind, (8, 16, 64))) for _ in range(16)]
     plan = qpass.analyze(model, "w8a8", example_inputs=data[0], calibration=data)  # timings are no part of a plan
     q = qpass.compile(model, plan=plan, example_inputs=data[0], backend="cpu")
     return model, q, qpass.inspect(q, model, data[0])
 
 
-def report(kind: type[nn.Module] = FeedForward) -> Report:
+def report(kind: Kind = FeedForward) -> Report:
     return compiled(kind)[2]
 
 
-def plan():
-    return runtime_of(compiled()[1]).plan
+def plan(kind: Kind = FeedForward):
+    return runtime_of(compiled(kind)[1]).plan
 
 
 def order() -> str:
@@ -93,12 +126,12 @@ def order() -> str:
     return "\n".join(f"{each.name:<{width}}  {each.needs} -> {each.leaves}" for each in ORDER)
 
 
-def captured() -> str:
-    return report().graph("capture")
+def captured(kind: Kind = FeedForward) -> str:
+    return report(kind).graph("capture")
 
 
-def decided() -> str:
-    return str(plan()).partition("\nw8a8:")[0]
+def decided(kind: Kind = FeedForward) -> str:
+    return str(plan(kind)).partition("\nw8a8:")[0]
 
 
 def solved() -> str:
@@ -143,11 +176,41 @@ def explained() -> str:
     return report().explain(SITE)
 
 
-def change(before: str, after: str, kind: type[nn.Module] = FeedForward):
+def change(before: str, after: str, kind: Kind = FeedForward):
     def made() -> str:
         return report(kind).diff(before, after).rstrip()
 
     return made
+
+
+def block_lines(level: str, *words: str) -> str:
+    """The lines of the network's first block, and those that hold a word."""
+    return lines_with(report(network).graph(level), "  one.", *words)
+
+
+def block_captured() -> str:
+    """The lines of the first block in the captured graph."""
+    lines = captured(network).splitlines()
+    first, end = (next(i for i, line in enumerate(lines) if word in line) for word in ("@one.", "@two."))
+    return "\n".join(line.strip() for line in lines[first:end])
+
+
+SCHEMES = ("w8a8", "w8a8-dynamic", "w8a16", "w6a6", "w4a8", "w4a4")
+
+
+def compared() -> str:
+    """Schemes on the network: the types of a convolution, and the error of the result."""
+    model, data = network()
+    lines = [f"{'scheme':<14}{'weight':<8}{'input':<11}error"]
+    for scheme in SCHEMES:
+        torch._dynamo.reset()
+        q = qpass.compile(model, scheme, example_inputs=data[0], calibration=data, backend="reference")
+        d = runtime_of(q).plan["one.a.0:conv2d.0"]
+        with torch.no_grad():
+            found, wanted = q(data[0]), model(data[0])
+        error = float((found - wanted).norm() / wanted.norm())
+        lines.append(f"{scheme:<14}{d.weight_type!s:<8}{d.input_type or 'float'!s:<11}{error:.4f}")
+    return "\n".join(lines)
 
 
 def simplified() -> str:
@@ -208,12 +271,21 @@ DUMPS = {
     "explained": explained,
     "formula": formula,
     "instruction": instruction,
+    "folded": change("insert-qdq", "fold-norm", Stem),
+    "hoisted": change("fold-norm", "hoist", Stem),
+    "conv-fused": change("hoist", "fuse", Stem),
+    "laid-out": change("lower", "layout", Stem),
+    "conv-plan": lambda: decided(network),
+    "conv-captured": block_captured,
+    "conv-lines": lambda: block_lines("fuse", "max_pool"),
+    "conv-lowered": lambda: block_lines("lowered"),
+    "conv-schemes": compared,
     "level-float": lambda: report().graph("float"),
     "level-annotated": lambda: report().graph("annotated"),
     "level-qdq": lambda: report().graph("qdq"),
     "level-fused": lambda: report().graph("fused"),
 }
-OF_THE_MACHINE = ("lowered", "lower-change", "explained", "instruction")  # see like_written
+OF_THE_MACHINE = ("lowered", "lower-change", "explained", "instruction", "laid-out", "conv-lowered")  # see like_written
 
 
 def normal(text: str) -> str:

@@ -3,7 +3,8 @@
 q = qpass.compile(model, scheme="w8a8", example_inputs=batch, calibration=batches)
 """
 
-from qpass import ops as ops  # registers torch.ops.qpass
+from qpass import conv_ops as conv_ops
+from qpass import ops as ops  # both register torch.ops.qpass
 from qpass.api import analyze, compile
 from qpass.backend_entry import qpass_backend
 from qpass.errors import QpassError

@@ -37,6 +37,9 @@ def limits(x: Tensor, qtype: QType) -> tuple[Tensor, Tensor]:
         return x.amin(), x.amax()
     if qtype.granularity == "token":
         return x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    if qtype.granularity == "sample":
+        rest = list(range(1, x.ndim))
+        return (x.amin(rest, keepdim=True), x.amax(rest, keepdim=True)) if rest else (x, x)
     if qtype.group is not None:
         grouped = torch.unflatten(x, -1, (-1, qtype.group))
         return grouped.amin(-1), grouped.amax(-1)

@@ -11,6 +11,7 @@ from torch import nn
 from qpass import checks, profit
 from qpass.backends import Backend, backend_named
 from qpass.calibrate import Batch, Session, buffers_kept, call_arguments, gather, observe
+from qpass.convolutions import MODULES, geometry_of_module
 from qpass.decide import decide
 from qpass.install import copy_for_packing, install, uninstall
 from qpass.observations import Observations
@@ -99,7 +100,8 @@ def _never_slower(model: nn.Module, target: nn.Module, plan: Plan, example: Batc
     """Runs in float, through torch.compile, where that is faster: nothing quantized, or gains too small to be sure."""
     args, kwargs = call_arguments(example, "example_inputs")
     eager = profit.whole_model_us(lambda: eager_call(model, *args, **kwargs))
-    timings = [profit.timing(d, backend) for d in plan.quantized if d.input_type is not None and d.rows]
+    judged = [d for d in plan.quantized if d.input_type is not None and d.rows and d.operation == "linear"]
+    timings = [profit.timing(d, backend) for d in judged]
     gain = sum(t.float_us - t.integer_us for t in timings)
     if plan.quantized and gain > CLEAR_GAIN * eager:
         return
@@ -156,11 +158,14 @@ def analyze(
 
 
 def _module_sites(model: nn.Module) -> dict[str, SiteInfo]:
-    """Sites of a model that is not run: its Linear modules, under the names a capture gives them."""
+    """Sites of a model that is not run: its linears and convolutions, under the names a capture gives them."""
     found = {}
     for path, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            name = f"{path}:linear.0"
-            found[name] = SiteInfo(name, "linear", f"{path}.weight" if path else "weight")
+        if not isinstance(module, (nn.Linear, *MODULES)):
+            continue
+        walk = geometry_of_module(module) if isinstance(module, MODULES) else None
+        operation = walk.operation if walk else "linear"
+        name = f"{path}:{operation}.0"
+        found[name] = SiteInfo(name, operation, f"{path}.weight" if path else "weight", walk=walk)
     checks.check_sites(model, found, ran=False)
     return found

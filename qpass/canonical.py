@@ -3,7 +3,8 @@
 1. arguments are positional at full arity (defaults written out);
 2. what does nothing at inference is dropped: dropout, detach, alias, a cast to the same type, a view to the same shape;
 3. every product of an activation with a matrix of the model is a `linear` (products.py);
-4. an in-place activation whose input nobody else reads becomes the plain one.
+4. every convolution is an `aten.convolution` (convolutions.py);
+5. an in-place activation or sum whose input nobody else reads becomes the plain one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from qpass.arity import full_arity
+from qpass.convolutions import to_convolution
+from qpass.graphs import is_view
 from qpass.products import to_linear
 
 aten = torch.ops.aten
@@ -35,6 +38,9 @@ IN_PLACE = (
     (aten.sigmoid_.default, aten.sigmoid.default),
     (aten.tanh_.default, aten.tanh.default),
     (aten.leaky_relu_.default, aten.leaky_relu.default),
+    (aten.hardsigmoid_.default, aten.hardsigmoid.default),
+    (aten.add_.Tensor, aten.add.Tensor),
+    (aten.mul_.Tensor, aten.mul.Tensor),
     (aten.dropout_.default, aten.dropout.default),
 )
 DROPOUTS = (aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.alpha_dropout.default)
@@ -51,6 +57,7 @@ def canonicalize(gm: fx.GraphModule) -> fx.GraphModule:
             gm.graph.erase_node(node)
             continue
         to_linear(gm.graph, node)
+        to_convolution(gm, node)
     for node in gm.graph.nodes:
         if node.op == "call_function":
             node.args, node.kwargs = full_arity(node.target, node.args, node.kwargs)
@@ -70,8 +77,16 @@ def is_impure(node: fx.Node) -> bool:
 def _make_functional(node: fx.Node) -> None:
     plain = dict(IN_PLACE).get(node.target)
     source = node.args[0] if node.args else None
-    if plain is not None and isinstance(source, fx.Node) and source.op == "call_function" and len(source.users) == 1:
+    if plain is None or not isinstance(source, fx.Node) or source.op != "call_function" or len(source.users) != 1:
+        return
+    if not is_view(source) and all(_like(i, source) for i in node.all_input_nodes):
         node.target = plain
+
+
+def _like(node: fx.Node, source: fx.Node) -> bool:
+    """Whether an operand leaves the dtype of the result that of `source`."""
+    value, own = node.meta.get("val"), source.meta["val"]
+    return isinstance(value, Tensor) and value.dtype == own.dtype and value.dim() <= own.dim()
 
 
 def _unchanged(node: fx.Node) -> fx.Node | None:

@@ -61,18 +61,14 @@ def front_end(model: nn.Module, backend: GraphBackend, frozen: bool = False) -> 
     # a batch as long as its sequences is a coincidence
     apart = torch.fx.experimental._config.patch(use_duck_shape=False)
 
-    images = any(isinstance(m, nn.Conv2d | nn.Conv3d) for m in model.modules())
-    called: list[bool] = []
+    images = Images() if any(isinstance(m, nn.Conv2d | nn.Conv3d) for m in model.modules()) else None
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        if images and not called:
-            mark_images((*args, *kwargs.values()))
+        if images is not None:
+            images.mark((*args, *kwargs.values()))
         try:
             with settings, apart, slow(), torch.no_grad():
-                out = compiled(model, *args, **kwargs)
-            if not called:
-                called.append(True)
-            return out
+                return compiled(model, *args, **kwargs)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             if isinstance(error.inner_exception, QpassError):  # our own sentence, without the front end's around it
                 raise error.inner_exception from None
@@ -105,14 +101,27 @@ def _relay(held: weakref.ref[_Held]) -> GraphBackend:
     return relay
 
 
-def mark_images(values: Sequence[Any]) -> None:
+class Images:
     """Tells the front end that height and width of images are constants, until an image of another size comes.
 
-    Windows and patches of symbolic sizes take minutes to reason about (Swin), and most models see one size.
+    Windows and patches of symbolic sizes take minutes to reason about (Swin), and most models see one size. A batch of
+    a size not seen before may be captured anew (torch gives batch 1 a graph of its own), so each is told once.
     """
-    for value in values:
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (4, 5):
-            torch._dynamo.mark_static(value, list(range(2, value.dim())))
+
+    def __init__(self) -> None:
+        self.size: torch.Size | None = None  # height and width of the first image
+        self.told: set[torch.Size] = set()
+
+    def mark(self, values: Sequence[Any]) -> None:
+        """Marks the images among the arguments of a call."""
+        for value in values:
+            if not isinstance(value, Tensor) or value.dim() not in (4, 5) or value.shape in self.told:
+                continue
+            if value.is_floating_point():
+                self.size = self.size or value.shape[2:]
+                self.told.add(value.shape)
+                if value.shape[2:] == self.size:
+                    torch._dynamo.mark_static(value, list(range(2, value.dim())))
 
 
 # in eval mode torch runs these whole, as one operator that hides its linears

@@ -133,14 +133,14 @@ def check_sites(model: nn.Module, sites: Mapping[str, SiteInfo], ran: bool = Tru
     """The model has something to quantize. ran: whether it was run to find out."""
     if not ran and not sites:
         raise QpassError(
-            f"{type(model).__name__} has no nn.Linear module; pass example_inputs, so that it can be run to find its "
-            "other products with a weight."
+            f"{type(model).__name__} has no nn.Linear or convolution module; pass example_inputs, so that it can be run "
+            "to find its other products with a weight."
         )
-    if not any(info.operation == "linear" and info.weight for info in sites.values()):
+    if not any((info.operation == "linear" or info.walk) and info.weight for info in sites.values()):
         found = ", ".join(sorted({info.operation for info in sites.values()})) or "no matrix product at all"
         raise QpassError(
-            f"{type(model).__name__} has no site to quantize: no linear with a parameter as weight was reached (found: "
-            f"{found})."
+            f"{type(model).__name__} has no site to quantize: no linear or convolution with a parameter as weight was "
+            f"reached (found: {found})."
         )
 
 

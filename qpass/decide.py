@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from qpass.decide_conv import decide_images, operand_decision
+from qpass.decide_linear import suited
+from qpass.decide_site import describe, why_float, why_weight
 from qpass.observations import Observations, Observed
 from qpass.packing import Packed
 from qpass.passes.other_sites import why_not
@@ -17,15 +19,8 @@ from qpass.schemes import Recipe, Scheme
 from qpass.solvers.solve import Solution, solve
 from qpass.storage import fingerprint
 
-NO_PARAMETER = "its weight is computed, not a parameter of the model"
-NOT_REAL = "its weight is {}, schemes quantize real floating-point weights"
-NOT_A_PARAMETER = "its weight is a buffer of the model, not a parameter"
-NOT_A_MATRIX = "its weight has {} dimensions, not two"
 BOTH_WAYS = "{} reads the same weight the other way round, and one set of integers has scales along one axis"
-BY_RECIPE = "the recipe leaves it in float"
-NOT_REACHED = "no calibration batch reached it, so its input has no range"
 EXTREME = "its input spans too many orders of magnitude for second moments; its weight is rounded to nearest"
-LOW_BIT = "the scheme's weight type {} is not executed yet; types that run: i8/c0"
 
 
 def decide(
@@ -35,15 +30,22 @@ def decide(
     observations: Observations,
 ) -> Plan:
     """The plan for the sites of a model, in the order given."""
-    recipe.check([name for name in sites if ":linear." in name] or list(sites))
+    recipe.check([name for name, info in sites.items() if info.operation == "linear" or info.walk] or list(sites))
     weights = dict(model.named_parameters(remove_duplicate=False)) if isinstance(model, nn.Module) else model
     plan = Plan(recipe.default, parameters=sum({id(p): p.numel() for p in weights.values()}.values()))
     solved: dict[str, Decision] = {}
     first = _first_readers(sites, recipe)
     for members in _groups(sites, observations):
         solved |= _decide_group(weights, members, recipe, observations, first)
+    if not fast_bfloat16():
+        kinds = {name: "output" if info.operation == "operand" else info.operation for name, info in sites.items()}
+        sites = {name: dataclasses.replace(info, operation=kinds[name]) for name, info in sites.items()}
+    solved |= decide_images(weights, sites, recipe, observations)
     for name, info in sites.items():
-        plan.decisions[name] = solved.get(name) or _other(info)
+        if info.operation == "operand":
+            solved |= operand_decision(info, recipe.scheme_for(name.removesuffix(".output")))
+        if name in solved or info.operation not in ("output", "operand"):
+            plan.decisions[name] = solved.get(name) or _other(info)
     if any(d.input_type is not None for d in plan) and fast_bfloat16():
         plan.attention = torch.bfloat16
     return plan
@@ -72,18 +74,6 @@ def _groups(sites: Mapping[str, SiteInfo], observations: Observations) -> list[l
     return groups
 
 
-def _seen(members: list[SiteInfo], observations: Observations) -> Observed | None:
-    """What was seen of the inputs of all these sites."""
-    groups = dict.fromkeys(observations.groups.get(info.name, info.name) for info in members)
-    found = [observations.observed[group] for group in groups if group in observations.observed]
-    if len(found) < 2:
-        return found[0] if found else None
-    merged = copy.deepcopy(found[0])
-    for other in found[1:]:
-        merged.merge(other)
-    return merged
-
-
 def _other(info: SiteInfo) -> Decision:
     return Decision(info.name, info.operation, info.weight or "", why=why_not(info.operation))
 
@@ -103,12 +93,12 @@ def _decide_group(
     """They share the scale of the input and its per-channel factor where they have one scheme; a weight has one."""
     found: dict[str, Decision] = {}
     by_scheme: dict[Scheme, list[Decision]] = {}
-    observed = _seen(members, observations)
+    observed = observations.together(info.name for info in members)
     for info in members:
-        decision = _describe(weights, info, observations)
+        decision = describe(weights, info, observations)
         scheme = recipe.scheme_for(info.name)
         leader = first.get(decision.weight, info)
-        why = _why_weight(weights, decision) or why_float(decision, scheme, observed)
+        why = why_weight(weights, decision) or why_float(decision, scheme, observed)
         if not why and leader.transposed != info.transposed:
             why = BOTH_WAYS.format(leader.name)
         if why:
@@ -121,43 +111,6 @@ def _decide_group(
     return found
 
 
-def _describe(weights: Mapping[str, Tensor], info: SiteInfo, observations: Observations) -> Decision:
-    shape: tuple[int, ...] = ()
-    if info.weight in weights:
-        shape = tuple(weights[info.weight].shape)
-        shape = shape[::-1] if info.transposed else shape
-    group = observations.groups.get(info.name, info.name)
-    observed = observations.observed.get(group)
-    lo, hi = (observed.range.lo, observed.range.hi) if observed and observed.rows else (None, None)
-    rows = observations.rows.get(info.name, 0)
-    return Decision(
-        info.name, info.operation, info.weight or "", shape, info.transposed, rows, group=group, lo=lo, hi=hi
-    )
-
-
-def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | None) -> str | None:
-    """None where the scheme can quantize the site, or the sentence that says why not."""
-    if scheme is None or scheme.weight is None:
-        return BY_RECIPE
-    if str(scheme.weight) != "i8/c0" or (scheme.activation is not None and scheme.activation.number != "u8"):
-        return LOW_BIT.format(f"{scheme.weight} with input {scheme.activation or 'float'}")
-    if scheme.needs_calibration and (observed is None or not observed.rows):
-        return NOT_REACHED
-    return None
-
-
-def _why_weight(weights: Mapping[str, Tensor], decision: Decision) -> str | None:
-    """None where the weight is a matrix of real numbers that can be packed, or why not."""
-    if not decision.weight:
-        return NO_PARAMETER
-    if decision.weight not in weights:
-        return NOT_A_PARAMETER
-    weight = weights[decision.weight]
-    if not (weight.is_floating_point() and weight.dtype.itemsize > 1):
-        return NOT_REAL.format(str(weight.dtype).removeprefix("torch."))
-    return None if weight.dim() == 2 else NOT_A_MATRIX.format(weight.dim())
-
-
 def quantize_group(
     named: Mapping[str, Tensor],
     decisions: list[Decision],
@@ -167,7 +120,9 @@ def quantize_group(
 ) -> list[Decision]:
     """Chooses the shared input parameters and rounds each weight once."""
     weights = {d.weight: _weight(named, d) for d in decisions}
+    scheme, groups = suited(scheme, decisions)
     solution, note = _solve(list(weights.values()), scheme, observed, epilogue)
+    note = "; ".join(filter(None, (groups, note)))
     rounded = dict(zip(weights, zip(solution.packed, solution.bias, strict=True), strict=True))
     done = []
     for decision in decisions:
@@ -213,5 +168,4 @@ def _weight(named: Mapping[str, Tensor], decision: Decision) -> Tensor:
 
 
 def _turned(packed: Packed) -> Packed:
-    turned = dataclasses.replace(packed.type, axis=1)
-    return Packed(packed.data.t().contiguous(), packed.scale, turned, packed.in_mul)
+    return dataclasses.replace(packed, data=packed.data.t().contiguous(), type=dataclasses.replace(packed.type, axis=1))

@@ -73,3 +73,9 @@ def set_value(gm: fx.GraphModule, node: fx.Node) -> None:
 def single_user(node: fx.Node) -> fx.Node | None:
     """The only user of a node, or None where it has none or several."""
     return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether a node's result shares memory with its input, or may."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or any(r.alias_info is not None for r in schema.returns)

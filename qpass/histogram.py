@@ -46,11 +46,16 @@ def _bin(value: float, exponent: int) -> int:
     return steps - 1 if value < 0 else steps
 
 
-def count(x: Tensor, lo: float, hi: float) -> Tensor:
-    """Histogram, int64 [BINS], of the float32 values `x`, all of which lie between `lo` and `hi`."""
+def count(x: Tensor, lo: float, hi: float, weights: Tensor | None = None) -> Tensor:
+    """Histogram, int64 [BINS], of the float32 values `x`, all of which lie between `lo` and `hi`.
+
+    weights: how often each is counted, shaped like x; sums are rounded.
+    """
     exponent, first = layout(lo, hi)
     x = x.flatten()
     index = (x * 2.0**-exponent).trunc_().sub_((x < 0).float()).sub_(first)
+    if weights is not None:
+        return torch.bincount(index.to(torch.int16), weights, minlength=BINS).round().long().cpu()
     return torch.bincount(index.to(torch.int16), minlength=BINS).cpu()
 
 

@@ -2,8 +2,13 @@
 
     Linear.weight  float32 [N, K]   ->   Linear.parametrizations.weight.original0   int8 [N, K]
                                          Linear.parametrizations.weight.original1   float32 scale [N]
+                                                                                    ([N, K / G] of groups of G)
                                          Linear.parametrizations.weight.original2   float32 in_mul [K], where inputs
-                                                                                    are scaled per channel
+                                                                                    are scaled per channel; of a
+                                                                                    convolution as packing.spread
+                                                                                    shapes it
+                                         Linear.parametrizations.weight.original2,3 int32 zero, shaped like the scale,
+                                                                                    where the type is unsigned
 
 The copy is an ordinary module from here on: it runs in eager mode, its state_dict holds the integers, and a graph
 captured from it shows `dequantize(packed, scale) -> linear`. A tied weight is packed once and stays tied.
@@ -19,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qpass.errors import QpassError
-from qpass.packing import Packed
+from qpass.packing import Packed, spread
 
 
 class PackedWeight(nn.Module):
@@ -30,15 +35,24 @@ class PackedWeight(nn.Module):
         self.type = str(packed.type)
         self.dtype = dtype
         self.axis = packed.type.axis
-        self._initial = tuple(t for t in (packed.data, packed.scale, packed.in_mul) if t is not None)
+        self.zeros = int(packed.zero is not None)
+        in_mul = packed.in_mul
+        if in_mul is not None and packed.data.dim() > 2:
+            in_mul = spread(in_mul, packed.data, self.axis == 1)
+        self._initial = tuple(t for t in (packed.data, packed.scale, in_mul, packed.zero) if t is not None)
 
-    def forward(self, data: Tensor, scale: Tensor, in_mul: Tensor | None = None) -> Tensor:
-        """data: int8 shaped like the weight, scale: float32 of the type's shape, in_mul: float32 [K]."""
-        weight = torch.ops.qpass.dequantize.default(data, scale, None, self.type, self.dtype)
-        if in_mul is None:
+    def forward(self, data: Tensor, scale: Tensor, *rest: Tensor) -> Tensor:
+        """data: int8 or uint8 shaped like the weight, scale: float32 of the type's shape.
+
+        rest: in_mul, float32 [K] or shaped like the weight, where inputs are scaled; then the zero point, int32, where
+        the type has one.
+        """
+        zero = rest[-1] if self.zeros else None
+        weight = torch.ops.qpass.dequantize.default(data, scale, zero, self.type, self.dtype)
+        if len(rest) == self.zeros:
             return weight
-        in_mul = in_mul.to(self.dtype)
-        return weight * (in_mul[:, None] if self.axis == 1 else in_mul)
+        in_mul = rest[0].to(self.dtype)
+        return weight * (in_mul[:, None] if self.axis == 1 and in_mul.dim() == 1 else in_mul)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
         """Follows the model to another dtype (`.half()`, `.to(torch.bfloat16)`)."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from qpass.api import compile
+from qpass.convolutions import MODULES
 from qpass.errors import QpassError
 
 SCHEMES = ((torch.qint8, "w8a8-dynamic"), (torch.float16, "w8a16"))
@@ -20,9 +21,9 @@ def quantize_dynamic(
     mapping: None = None,
     inplace: bool = False,
 ) -> nn.Module:
-    """Drop-in for torch.ao.quantization.quantize_dynamic: int8 weights, inputs quantized per row at run time.
+    """Drop-in for torch.ao.quantization.quantize_dynamic: int8 weights, inputs quantized at run time.
 
-    qconfig_spec: module types or names to quantize, as there; None is every linear. torch.qint8 becomes
+    qconfig_spec: module types or names to quantize, as there; None is every linear and convolution. torch.qint8 becomes
     `w8a8-dynamic`. `mapping` is refused: there are no quantized module classes here.
     """
     if mapping is not None:
@@ -50,7 +51,7 @@ def _recipe(
     names = {w for w in wanted if isinstance(w, str)}
     chosen: dict[str, str | None] = {}
     for path, module in model.named_modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, (nn.Linear, *MODULES)):
             inside = any(path == name or path.startswith(f"{name}.") for name in names)
             chosen[path] = scheme if inside or isinstance(module, types) else None
     return {path: value for path, value in chosen.items() if value is None} or None

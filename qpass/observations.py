@@ -7,14 +7,20 @@ them first. So the order of batches and workers does not change the plan.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from qpass import sizes
+from qpass.patches import pixels
 from qpass.ranges import Range
 
 SAMPLE = 512  # rows kept of each group
+PIXELS = 4096  # of a batch whose channels are counted by size
+HASHED = 64  # values of an image that its hash is made of
 ROUNDING = 4 * torch.finfo(torch.float32).eps  # of the mean square: below it a variance is noise of float32 sums
 
 
@@ -22,7 +28,8 @@ ROUNDING = 4 * torch.finfo(torch.float32).eps  # of the mean square: below it a 
 class Observed:
     """Statistics of one group's input: [rows, K] values seen so far.
 
-    moment: float64 [K, K], the sum of x x^T. sample: float32 [<= SAMPLE, K], rows chosen by hash; keys: their hashes.
+    moment: float64 [K, K], the sum of x x^T; of a grouped convolution's patches [G, K / G, K / G]. sample: float32 [<=
+    SAMPLE, K], rows chosen by hash; keys: their hashes. sizes: int64 [K, BINS], counts by size (sizes.py).
     """
 
     range: Range
@@ -30,6 +37,7 @@ class Observed:
     moment: Tensor | None = None
     sample: Tensor | None = None
     keys: Tensor | None = None
+    sizes: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
         """One batch, [..., K]."""
@@ -37,8 +45,22 @@ class Observed:
         flat = x.detach().reshape(-1, x.shape[-1]).to(torch.float32)
         self.rows += flat.shape[0]
         if self.moment is not None:
-            self.moment += (flat.t() @ flat).double()  # float32 batch sums in float64: the order does not matter
+            groups = flat if self.moment.dim() == 2 else flat.unflatten(1, (len(self.moment), -1)).transpose(0, 1)
+            self.moment += (groups.mT @ groups).double()  # float32 batch sums in float64: the order does not matter
             self._keep(flat, row_hash(flat))
+
+    def add_range(self, x: Tensor, axis: int) -> None:
+        """One batch of which only the range is kept, with channels on `axis`."""
+        self.range = self.range.update(x, axis)
+        self.rows += x.numel() // max(x.shape[axis], 1)
+
+    def add_channels(self, x: Tensor) -> None:
+        """One batch [B, C, *spatial]: limits of every channel, and how large the values of many pixels are."""
+        rows, axes = pixels(x, PIXELS), (0, *range(2, x.dim()))
+        self.range = self.range.update(torch.stack([x.amin(axes), x.amax(axes)]))
+        self.rows += len(rows)
+        counts = sizes.count(rows)
+        self.sizes = counts if self.sizes is None else self.sizes + counts
 
     def merge(self, other: Observed) -> None:
         """Takes in what another worker saw."""
@@ -46,6 +68,8 @@ class Observed:
         self.rows += other.rows
         if self.moment is not None and other.moment is not None:
             self.moment += other.moment
+        if self.sizes is not None and other.sizes is not None:
+            self.sizes = self.sizes + other.sizes
         if other.sample is not None and other.keys is not None:
             self._keep(other.sample, other.keys)
 
@@ -63,12 +87,19 @@ class Observed:
         return self.range.channels.total / max(self.rows, 1)
 
     @property
-    def covariance(self) -> Tensor:
-        """Covariance of the channels, float64 [K, K]; what the rounding of the sums may have taken off is added."""
+    def square(self) -> Tensor:
+        """Second moments E[x x^T], float64 like moment."""
         assert self.moment is not None
-        square = self.moment / max(self.rows, 1)
-        rounding = ROUNDING * len(square) ** 0.5 * float(square.diagonal().mean())
-        return square - torch.outer(self.mean, self.mean) + rounding * torch.eye(len(square), dtype=square.dtype)
+        return self.moment / max(self.rows, 1)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance of the channels, float64 like moment; what the rounding of the sums may have taken off is added."""
+        square = self.square
+        mean = self.mean.reshape(*square.shape[:-1], 1)
+        width = square.shape[-1]
+        rounding = ROUNDING * width**0.5 * float(square.diagonal(dim1=-2, dim2=-1).mean())
+        return square - mean @ mean.mT + rounding * torch.eye(width, dtype=square.dtype)
 
 
 def row_hash(rows: Tensor) -> Tensor:
@@ -77,6 +108,13 @@ def row_hash(rows: Tensor) -> Tensor:
     mixed = (rows.contiguous().view(torch.int32).to(torch.int64) * factors).sum(1)
     mixed = (mixed ^ (mixed >> 29)) * 0x1F85EBCA6B1D2E35
     return mixed ^ (mixed >> 32)
+
+
+def halves(images: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch [B, ...] in two halves, by a hash of some values of each image: the same for every worker and order."""
+    flat = images.detach().float().flatten(1)
+    parity = row_hash(flat[:, :: max(flat.shape[1] // HASHED, 1)]) % 2
+    return images[parity == 0], images[parity == 1]
 
 
 @dataclass
@@ -97,3 +135,14 @@ class Observations:
                 self.observed[name].merge(theirs)
             else:
                 self.observed[name] = theirs
+
+    def together(self, sites: Iterable[str], name: Callable[[str], str] = str) -> Observed | None:
+        """What was seen of the inputs of all these sites; name: of a group -> of what is asked for."""
+        groups = dict.fromkeys(name(self.groups.get(site, site)) for site in sites)
+        found = [self.observed[group] for group in groups if group in self.observed]
+        if len(found) < 2:
+            return found[0] if found else None
+        merged = copy.deepcopy(found[0])
+        for other in found[1:]:
+            merged.merge(other)
+        return merged

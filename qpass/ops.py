@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qpass import affine
-from qpass.qtype import QType
+from qpass.qtype import QType, scale_shape
 
 LIBRARY = torch.library.Library("qpass", "DEF")
 
@@ -24,6 +24,10 @@ ACTIVATIONS = (
     ("gelu", functional.gelu),
     ("gelu_tanh", lambda x: functional.gelu(x, approximate="tanh")),
     ("silu", functional.silu),
+    ("relu6", functional.relu6),
+    ("hardswish", functional.hardswish),
+    ("hardsigmoid", functional.hardsigmoid),
+    ("sigmoid", torch.sigmoid),
 )
 
 
@@ -40,8 +44,8 @@ def define(schema: str, reference, fake) -> None:
 
 
 def quantize(x: Tensor, scale: Tensor, zero: Tensor | None, type: str) -> Tensor:
-    """Q = clamp(round(x / scale) + zero, qmin, qmax), in the type's storage dtype, shaped like x."""
-    return affine.quantize(x, scale, zero, QType.parse(type))
+    """Q = clamp(round(x / scale) + zero, qmin, qmax), contiguous in the type's storage dtype, shaped like x."""
+    return affine.quantize(x, scale, zero, QType.parse(type)).contiguous()
 
 
 def _quantize_fake(x, scale, zero, type):
@@ -49,21 +53,21 @@ def _quantize_fake(x, scale, zero, type):
 
 
 def dequantize(q: Tensor, scale: Tensor, zero: Tensor | None, type: str, dtype: torch.dtype) -> Tensor:
-    """X = (q - zero) * scale in `dtype`, shaped like q."""
+    """X = (q - zero) * scale in `dtype`, shaped and laid out like q."""
     return affine.dequantize(q, scale, zero, QType.parse(type), dtype)
 
 
 def _dequantize_fake(q, scale, zero, type, dtype):
-    return torch.empty_like(q, dtype=dtype, memory_format=torch.contiguous_format)
+    return torch.empty_like(q, dtype=dtype)
 
 
 def choose_qparams(x: Tensor, type: str) -> tuple[Tensor, Tensor]:
-    """Scale (float32) and zero point (int32) of x at run time, one per row ([..., 1]) or one in all."""
+    """Scale (float32) and zero point (int32) of x at run time: per row [..., 1], per sample [B, 1, ...], or one in all."""
     return affine.choose_dynamic(x, QType.parse(type))
 
 
 def _choose_qparams_fake(x, type):
-    shape = (*x.shape[:-1], 1) if QType.parse(type).granularity == "token" else ()
+    shape = scale_shape(QType.parse(type), x.shape)
     return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.int32)
 
 

@@ -1,10 +1,11 @@
 """What a packed weight is: integers, their scale, and how the inputs are scaled to suit them.
 
-    weight[n, k] = data[n, k] * scale[n] * in_mul[k]
+    weight[n, k] = (data[n, k] - zero[n]) * scale[n] * in_mul[k]            channels
+    weight[n, k] = (data[n, k] - zero[n, g]) * scale[n, g] * in_mul[k]      groups of G, g = k // G
 
-`in_mul` is the per-channel factor that SmoothQuant (2211.10438, eq. 3) moves from activations to weights. It is kept
-beside the integers, so that a packed weight always stands for the original one, and a pass moves it onto the
-activation: linear(x, w * in_mul) = linear(x * in_mul, w).
+A symmetric type has no zero point. `in_mul` is the per-channel factor that SmoothQuant (2211.10438, eq. 3) moves from
+activations to weights. It is kept beside the integers, so that a packed weight always stands for the original one, and
+a pass moves it onto the activation: linear(x, w * in_mul) = linear(x * in_mul, w).
 """
 
 from __future__ import annotations
@@ -19,19 +20,47 @@ from qpass.qtype import QType
 
 @dataclass(frozen=True)
 class Packed:
-    """data: int8 shaped like the weight; scale: float32; in_mul: float32 [K] or None; the type names the axis."""
+    """data: int8, or uint8 where the type is unsigned, shaped like the weight, one code an element.
+
+    scale: float32, and zero: int32 or None, as scale_shape says of the type; in_mul: float32 [K] or None, K the channels
+    of the input.
+    """
 
     data: Tensor
     scale: Tensor
     type: QType
     in_mul: Tensor | None = None
+    zero: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Packed:
         """The same weight on another device."""
-        in_mul = None if self.in_mul is None else self.in_mul.to(device)
-        return Packed(self.data.to(device), self.scale.to(device), self.type, in_mul)
+        in_mul, zero = (None if t is None else t.to(device) for t in (self.in_mul, self.zero))
+        return Packed(self.data.to(device), self.scale.to(device), self.type, in_mul, zero)
 
     @property
     def nbytes(self) -> int:
         """Bytes of storage, scales included."""
-        return sum(t.nbytes for t in (self.data, self.scale, self.in_mul) if t is not None)
+        return sum(t.nbytes for t in (self.data, self.scale, self.in_mul, self.zero) if t is not None)
+
+
+def spread(factor: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+    """A factor [C] of input channels, shaped to multiply the weight of a convolution that reads them.
+
+    weight: [N, C / groups, *kernel] or, transposed, [C, N / groups, *kernel]. Returns [1 or N, C / groups, 1, ...] or
+    [C, 1, 1, ...].
+    """
+    ones = [1] * (weight.dim() - 2)
+    if transposed:
+        return factor.reshape(-1, 1, *ones)
+    groups = len(factor) // weight.shape[1]
+    if groups == 1:
+        return factor.reshape(1, -1, *ones)
+    rows = factor.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, 0)
+    return rows.reshape(*rows.shape, *ones)
+
+
+def gathered(shaped: Tensor, groups: int, transposed: bool) -> Tensor:
+    """The factor [C] that `spread` shaped."""
+    if transposed or shaped.shape[0] == 1:
+        return shaped.flatten()
+    return shaped.reshape(groups, -1, shaped.shape[1])[:, 0].flatten()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,15 +17,29 @@ import torch
 from torch import Tensor
 
 from qpass.errors import QpassError, nearest
+from qpass.geometry import Geometry
 from qpass.packing import Packed
 from qpass.qtype import QType
 from qpass.schemes import Scheme, is_scheme
 
 
 @dataclass(frozen=True)
+class Source:
+    """What makes a value whose channels can be scaled there (passes/scalable.py): the site of a convolution, and the sites
+    of all that read the value.
+    """
+
+    site: str
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class SiteInfo:
-    """What a capture tells of a site. weight: parameter path; transposed: it is [K, N]; from_epilogue: its input is
-    the activation of another linear, so a product in front of it would cost a pass over memory.
+    """What a capture tells of a site, or of an `output` or `operand` of convolutions (passes/conv_values.py).
+
+    weight: parameter path; transposed: it is [K, N]; from_epilogue: its input is the activation of another linear, so a
+    product in front of it would cost a pass over memory; walk: of a convolution; norm: float64 [N], what a batch norm behind
+    it multiplies by; source: of its input, or of an output itself, where channels can be scaled.
     """
 
     name: str
@@ -32,21 +47,25 @@ class SiteInfo:
     weight: str | None
     transposed: bool = False
     from_epilogue: bool = False
+    walk: Geometry | None = None
+    norm: Tensor | None = None
+    source: Source | None = None
 
 
-INPUT_FIELDS = ("input_type", "input_scale", "input_zero", "input_shift", "input_extra", "bias")
+INPUT_FIELDS = ("input_type", "input_scale", "input_zero", "input_mul", "input_shift", "input_extra", "bias")
 
 
 @dataclass(frozen=True)
 class Decision:
     """What happens at one site.
 
-    shape: (N, K) of the weight, held as [K, N] where transposed. rows: input rows in the example batch, so
-    rows * N * K is its multiply-adds. group: name of the first site that reads the same input; sites of a group share
-    one quantize. lo, hi: the input's range in calibration. input_scale, input_zero: of a static input. input_shift:
-    [K], subtracted from the input before its factor (packed.in_mul). input_extra: [K], copies of its channels (see
-    solvers/split). bias: [N], added to the module's own where the input is quantized. made_from: fingerprint of the float
-    weight that the integers stand for.
+    shape: (N, K) of the weight, held as [K, N] where transposed, or as the convolution holds it. rows: input rows in the
+    example batch (output pixels of a convolution, input pixels of a transposed one), so rows * numel is its multiply-
+    adds. group: name of the first site that reads the same input; sites of a group share one quantize. lo, hi: the
+    input's range in calibration. input_scale, input_zero: of a static input. input_mul: [C], the factor of an output's
+    channels that its scale counts on. input_shift: [K], subtracted from the input before its factor (packed.in_mul).
+    input_extra: [K], copies of its channels (see solvers/split). bias: [N], added to the module's own where the input is
+    quantized. made_from: fingerprint of the float weight that the integers stand for.
     """
 
     site: str
@@ -63,6 +82,7 @@ class Decision:
     hi: float | None = None
     input_scale: Tensor | None = None
     input_zero: Tensor | None = None
+    input_mul: Tensor | None = None
     input_shift: Tensor | None = None
     input_extra: Tensor | None = None
     bias: Tensor | None = None
@@ -76,9 +96,14 @@ class Decision:
         return self.weight_type is not None
 
     @property
+    def is_output(self) -> bool:
+        """Whether this is not a site but a value that one leaves for others than sites to read."""
+        return self.operation in ("output", "operand")
+
+    @property
     def macs(self) -> int:
         """Multiply-adds of the site in the example batch."""
-        return self.rows * self.shape[0] * self.shape[1] if len(self.shape) == 2 else 0
+        return self.rows * math.prod(self.shape) if self.shape else 0
 
     def as_float(self, why: str) -> Decision:
         """The same site left in float, with the reason."""
@@ -132,7 +157,7 @@ class Plan:
 
     def coverage(self) -> tuple[float, float]:
         """Share of the model's parameters, and of its multiply-adds with weights, that are quantized."""
-        weights = {d.weight: d.shape[0] * d.shape[1] for d in self.quantized}
+        weights = {d.weight: math.prod(d.shape) for d in self.quantized}
         total = sum(d.macs for d in self)
         macs = sum(d.macs for d in self.quantized)
         return sum(weights.values()) / max(self.parameters, 1), macs / max(total, 1)
@@ -155,10 +180,11 @@ class Plan:
         parameters, macs = self.coverage()
         reasons: dict[str, list[str]] = {}
         for d in self:
-            if not d.quantized:
+            if not d.quantized and not d.is_output:
                 reasons.setdefault(d.why, []).append(d.site)
         lines = [
-            f"{self.scheme}: {len(self.quantized)} of {len(self)} sites, {parameters:.1%} of parameters, "
+            f"{self.scheme}: {len(self.quantized)} of {sum(not d.is_output for d in self)} sites, "
+            f"{parameters:.1%} of parameters, "
             f"{macs:.1%} of multiply-adds with weights quantized"
         ]
         for why, sites in reasons.items():
@@ -181,6 +207,8 @@ def rows(plan: Plan) -> list[tuple[str, ...]]:
     for d in plan:
         span = f"{d.lo:.3g} .. {d.hi:.3g}" if d.lo is not None and d.hi is not None else ""
         types = (str(d.input_type or "float"), str(d.weight_type)) if d.quantized else ("float", "float")
+        if d.is_output:
+            types = (str(d.input_type or "bf16"), "")
         found.append((d.site, "x".join(map(str, d.shape)), span, *types, d.why or d.note))
     return found
 

@@ -28,6 +28,7 @@ from qpass.backends.native.build import cache_folder, processor
 from qpass.backends.native.build import unavailable as no_kernels
 from qpass.files import replacing
 from qpass.plan import Decision, Plan
+from qpass.qtype import QType, scale_shape
 
 MARGIN = 1.02  # integers must not be slower than float by more than measuring can tell
 REPEATS, BUDGET_SECONDS = 15, 0.05
@@ -47,12 +48,13 @@ def guard(plan: Plan, backend: Backend, decide: bool) -> None:
     if backend.name != "cpu":
         return
     for site, d in list(plan.decisions.items()):
-        if not d.quantized or not d.rows:
+        if not d.quantized or not d.rows or d.operation != "linear":
             continue
         found = timing(d, backend)
         if found.integer_us <= found.float_us * MARGIN:
             continue
-        kind = "int8" if d.input_type is not None else "int8 weights"
+        assert d.weight_type is not None
+        kind = f"int{d.weight_type.bits}" + ("" if d.input_type is not None else " weights")
         times = f"{found.float_us:.0f} us in float, {found.integer_us:.0f} us in {kind} at {d.rows} rows"
         if decide:
             plan.decisions[site] = d.as_float(f"float is faster here: {times}")
@@ -65,7 +67,8 @@ def guard(plan: Plan, backend: Backend, decide: bool) -> None:
 def timing(d: Decision, backend: Backend) -> Timing:
     """Measured or remembered times of a site."""
     kernels = "onednn" if no_kernels() else "native"
-    key = f"{machine()} {kernels} {d.rows}x{d.shape[1]}x{d.shape[0]} {d.input_type}"
+    own = "" if str(_by_rows(d)) == "i8/c0" else f" {_by_rows(d)}"
+    key = f"{machine()} {kernels} {d.rows}x{d.shape[1]}x{d.shape[0]} {d.input_type}{own}"
     known = remembered()
     if key not in known:
         known[key] = dataclasses.astuple(_measure(d, backend))
@@ -85,9 +88,10 @@ def _measure(d: Decision, backend: Backend) -> Timing:
     x, weight, bias = torch.randn(d.rows, k), torch.randn(n, k), torch.randn(n)
     inputs = [x]
     if d.input_type is not None:
-        inputs = [torch.randint(0, 256, (d.rows, k), dtype=torch.uint8)]
+        inputs = [torch.randint(0, d.input_type.levels, (d.rows, k), dtype=torch.uint8)]
         if d.input_scale is None:
-            inputs += [torch.full((d.rows, 1), 0.01), torch.full((d.rows, 1), 128, dtype=torch.int32)]
+            zero = torch.full((d.rows, 1), d.input_type.levels // 2, dtype=torch.int32)
+            inputs += [torch.full((d.rows, 1), 0.01), zero]
     linear = _alone(d, inputs, backend)
 
     def integers() -> None:
@@ -100,10 +104,7 @@ def _measure(d: Decision, backend: Backend) -> Timing:
 
 def _alone(d: Decision, inputs: list[Tensor], backend: Backend) -> Callable[..., object]:
     """One quantized linear of a decision's shape and types, as the backend runs it: a function of `inputs`."""
-    n, k = d.shape
-    held = {"w": torch.randint(-127, 128, (n, k), dtype=torch.int8), "ws": torch.full((n,), 0.01), "b": torch.randn(n)}
-    if d.input_scale is not None:
-        held |= {"xs": torch.tensor(0.01), "xz": torch.tensor(128, dtype=torch.int32)}
+    held = _constants(d)
     module, graph, mode = torch.nn.Module(), fx.Graph(), FakeTensorMode()
     nodes: dict[str, fx.Node] = {}
     for name, value in zip(("x", "xs", "xz"), inputs, strict=False):
@@ -114,16 +115,56 @@ def _alone(d: Decision, inputs: list[Tensor], backend: Backend) -> Callable[...,
         nodes[name] = graph.get_attr(name)
         nodes[name].meta["val"] = mode.from_tensor(value)
     scales = (nodes.get("xs"), nodes.get("xz"), "" if d.input_type is None else str(d.input_type))
-    rest = ("i8/c0", nodes["b"], None, "", None, None, "", torch.float32)
-    node = graph.call_function(Q.linear.default, (nodes["x"], *scales, nodes["w"], nodes["ws"], *rest))
-    with mode:
-        node.meta["val"] = torch.empty(d.rows, n)
+    weight = (nodes["w"], nodes["ws"], str(_by_rows(d)))
+    if "wz" in nodes:
+        node = _with_zero_points(graph, nodes, *scales, weight[2])
+    else:
+        rest = (nodes["b"], None, "", None, None, "", torch.float32)
+        node = graph.call_function(Q.linear.default, (nodes["x"], *scales, *weight, *rest))
+    _infer(graph, mode)
     output = graph.output(node)
     gm = fx.GraphModule(module, graph)
-    if Q.linear.default in backend.targets and backend.why_not(node) is None:
+    if node.target in backend.targets and backend.why_not(node) is None:
         output.args = (backend.lower(gm, node),)
         graph.eliminate_dead_code()
     return backend.finish(gm)
+
+
+def _by_rows(d: Decision) -> QType:
+    """The weight type of a site, the weight held as [N, K]."""
+    assert d.weight_type is not None
+    return d.weight_type if d.weight_type.axis is None else dataclasses.replace(d.weight_type, axis=0)
+
+
+def _constants(d: Decision) -> dict[str, Tensor]:
+    """Values for what a site's linear holds."""
+    qtype = _by_rows(d)
+    scale = torch.full(scale_shape(qtype, d.shape), 0.01)
+    held = {"w": torch.randint(qtype.qmin, qtype.qmax + 1, d.shape, dtype=qtype.storage), "ws": scale}
+    held["b"] = torch.randn(d.shape[0])
+    if not qtype.symmetric:
+        held["wz"] = torch.full(scale.shape, qtype.levels // 2, dtype=torch.int32)
+    if d.input_type is not None and d.input_scale is not None:
+        held |= {"xs": torch.tensor(0.01), "xz": torch.tensor(d.input_type.levels // 2, dtype=torch.int32)}
+    return held
+
+
+def _with_zero_points(graph: fx.Graph, nodes, x_scale, x_zero, x_type: str, weight_type: str) -> fx.Node:
+    """linear(dequantize(x), dequantize(w), b): a weight with zero points is not part of a fused linear."""
+    x, weight = nodes["x"], (nodes["w"], nodes["ws"], nodes["wz"], weight_type, torch.float32)
+    if x_type:
+        x = graph.call_function(Q.dequantize.default, (x, x_scale, x_zero, x_type, torch.float32))
+    real = graph.call_function(Q.dequantize.default, weight)
+    return graph.call_function(torch.ops.aten.linear.default, (x, real, nodes["b"]))
+
+
+def _infer(graph: fx.Graph, mode: FakeTensorMode) -> None:
+    """The value of each call, from those of its arguments."""
+    for node in graph.nodes:
+        if node.op == "call_function":
+            args = fx.map_arg(node.args, lambda n: n.meta["val"])
+            with mode:
+                node.meta["val"] = node.target(*args)
 
 
 def median_us(call: Callable[[], object]) -> float:

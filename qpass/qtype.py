@@ -4,6 +4,7 @@
     i8/c0      int8, one scale per channel of axis 0      scale (shape[0],)
     u4/g128    uint4, groups of 128 along the last axis   scale (*shape[:-1], shape[-1] / 128)
     u8/token   uint8, one scale per row                   scale (*shape[:-1], 1)
+    u8/sample  uint8, one scale per image of a batch      scale (shape[0], 1, ..., 1)
     e4m3/token 8-bit float, one scale per row
 
 `i` is signed and symmetric with the narrow range -(2^(b-1)-1) .. 2^(b-1)-1 and no zero point, so that -q is a
@@ -16,14 +17,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from qpass.errors import QpassError, nearest
 
-Granularity = Literal["tensor", "channel", "group", "token"]
+Granularity = Literal["tensor", "channel", "group", "token", "sample"]
 
 # name, mantissa bits, storage, distinct finite values (the two zeros count once)
 FLOATS = (
@@ -31,7 +32,7 @@ FLOATS = (
     ("e5m2", 2, torch.float8_e5m2, 247),
 )
 _NUMBERS = (*(f"{sign}{bits}" for sign in "iu" for bits in range(2, 9)), *(name for name, *_ in FLOATS))
-_SPELLINGS = ("t", "c0", "c1", "g32", "g64", "g128", "token")
+_SPELLINGS = ("t", "c0", "c1", "g32", "g64", "g128", "token", "sample")
 _EXPECTED = "i8/t, i8/c0, u4/g128, u8/token or e4m3/token"
 
 
@@ -71,7 +72,13 @@ class QType:
 
     def __str__(self) -> str:
         """The text that parses back to this type."""
-        suffix = {"tensor": "t", "channel": f"c{self.axis}", "group": f"g{self.group}", "token": "token"}
+        suffix = {
+            "tensor": "t",
+            "channel": f"c{self.axis}",
+            "group": f"g{self.group}",
+            "token": "token",
+            "sample": "sample",
+        }
         return f"{self.number}/{suffix[self.granularity]}"
 
     @property
@@ -119,8 +126,8 @@ def _why_not(t: QType) -> str | None:
         return "a float type has 8 bits, is signed, and has 3 (e4m3) or 2 (e5m2) mantissa bits"
     if not t.is_float and not (2 <= t.bits <= 8 and t.mantissa == 0):
         return f"an integer type has 2 to 8 bits and no mantissa, not {t.bits} bits and mantissa {t.mantissa}"
-    if t.granularity not in ("tensor", "channel", "group", "token"):
-        return f"granularity is tensor, channel, group or token, not {t.granularity!r}"
+    if t.granularity not in get_args(Granularity):
+        return f"granularity is tensor, channel, group, token or sample, not {t.granularity!r}"
     if (t.granularity == "channel") != (t.axis is not None) or (t.axis or 0) < 0:
         return f"an axis of 0 or more goes with granularity channel, not {t.axis} with {t.granularity}"
     if (t.granularity == "group") != (t.group is not None) or t.group == 0 or (t.group or 1) < 0:
@@ -147,8 +154,8 @@ def _parse(text: str) -> QType:
 def _parse_granularity(text: str, spelling: str) -> tuple[Granularity, int | None, int | None]:
     if spelling == "t":
         return "tensor", None, None
-    if spelling == "token":
-        return "token", None, None
+    if spelling in ("token", "sample"):
+        return spelling, None, None
     if match := re.fullmatch(r"c(0|[1-9][0-9]*)", spelling):
         return "channel", int(match[1]), None
     if match := re.fullmatch(r"g([1-9][0-9]*)", spelling):
@@ -156,14 +163,15 @@ def _parse_granularity(text: str, spelling: str) -> tuple[Granularity, int | Non
     hint = nearest(spelling, _SPELLINGS)
     raise QpassError(
         f"quantized type {text!r}: {spelling!r} is no granularity; expected t (tensor), c0 (channels of "
-        f"axis 0), g128 (groups of 128) or token.{hint}"
+        f"axis 0), g128 (groups of 128), token or sample.{hint}"
     )
 
 
 def scale_shape(qtype: QType, shape: Sequence[int]) -> tuple[int, ...]:
     """Shape of the scale of a tensor of `shape`.
 
-    tensor -> (); channel -> (shape[axis],); group -> (*shape[:-1], K/g); token -> (*shape[:-1], 1).
+    tensor -> (); channel -> (shape[axis],); group -> (*shape[:-1], K/g); token -> (*shape[:-1], 1);
+    sample -> (shape[0], 1, ..., 1).
     """
     if qtype.granularity == "tensor":
         return ()
@@ -172,6 +180,8 @@ def scale_shape(qtype: QType, shape: Sequence[int]) -> tuple[int, ...]:
         raise QpassError(f"type {qtype} needs a tensor of at least {axes} axes, got shape {tuple(shape)}.")
     if qtype.axis is not None:
         return (shape[qtype.axis],)
+    if qtype.granularity == "sample":
+        return (shape[0], *(1 for _ in shape[1:]))
     if qtype.group is None:
         return (*shape[:-1], 1)
     if shape[-1] % qtype.group:

@@ -42,7 +42,7 @@ def observer_for(qtype: QType, method: str = "minmax") -> Observer | None:
     token, group -> None.
     """
     name, _, _ = parse_method(method)
-    if qtype.granularity in ("token", "group"):
+    if qtype.granularity in ("token", "sample", "group"):
         return None
     return Observer(channels=qtype.granularity == "channel", histogram=name != "minmax")
 
@@ -52,7 +52,7 @@ def choose_range(range: Range, qtype: QType, method: str = "minmax") -> tuple[Te
     name, function, argument = parse_method(method)
     if range.count == 0:
         raise QpassError("no values were seen here; give calibration batches that reach this site.")
-    if qtype.granularity in ("token", "group"):
+    if qtype.granularity in ("token", "sample", "group"):
         raise QpassError(f"type {qtype} has its scales chosen at run time; a static range is for i8/t or i8/c0.")
     if qtype.granularity == "channel":
         return _channel_limits(range, qtype, name)

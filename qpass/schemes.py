@@ -15,7 +15,10 @@
    correct for; beside a float input, groups are asymmetric. 2-bit weights always are asymmetric: narrow
    signed has only 3 values.
 3. Inputs are unsigned with a zero point: oneDNN's fast int8 kernels take u8.
-4. Options follow after a comma or a space: `w8a8,range=mse,smooth=0.5,solver=gptq`.
+4. Options follow after a comma or a space: `w8a8,range=mse,smooth=0.5,solver=gptq,equalize=none,bias=none`. range=auto:
+   minmax for linears of 8-bit inputs, mse for convolutions and for fewer bits. equalize: per-channel factors between
+   convolutions (auto: from calibration, where inputs are rounded; weights: cross-layer equalization; none). bias: mean
+   corrects what rounding adds to the mean of every output.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ from qpass.range_choice import parse_method
 
 NAMES = ("w8a8", "w8a8-dynamic", "w8a16", "w4a16", "w4a16-g32", "w4a8", "w4a8-dynamic", "fp8", "fp8-static")
 SOLVERS = ("rtn", "gptq")
-OPTIONS = ("range", "smooth", "solver")
+OPTIONS = ("range", "smooth", "solver", "equalize", "bias")
+CHOICES = {"solver": SOLVERS, "equalize": ("auto", "weights", "none"), "bias": ("mean", "none")}
 DEFAULT_GROUP = 128
 _EXPECTED = "w8a8, w8a8-dynamic, w8a16, w4a16, w4a16-g32, w4a8, fp8, fp8-static, or wNaM with 2 <= N, M <= 8"
 
@@ -52,9 +56,11 @@ class Scheme:
     weight: QType | None
     activation: QType | None
     dynamic: bool = False
-    range_method: str = "minmax"
+    range_method: str = "auto"
     smooth: float | Literal["auto"] | None = "auto"
     solver: str = "gptq"
+    equalize: str = "auto"
+    bias: str = "mean"
 
     @staticmethod
     def parse(text: str | Scheme) -> Scheme:
@@ -75,9 +81,17 @@ class Scheme:
         """The text that parses back to this scheme: its name, then the options that are not the default."""
         smooth = "none" if self.smooth is None else self.smooth
         options = (("range", self.range_method), ("smooth", smooth), ("solver", self.solver))
-        defaults = ("minmax", "auto", "gptq")
+        options = (*options, ("equalize", self.equalize), ("bias", self.bias))
+        defaults = ("auto", "auto", "gptq", "auto", "mean")
         given = (f"{key}={value}" for (key, value), default in zip(options, defaults, strict=True) if value != default)
         return ",".join((self.name, *given))
+
+    def range_for(self, operation: str) -> str:
+        """The range method for the inputs of an operation: `auto` is minmax for 8-bit inputs of linears, else mse."""
+        if self.range_method != "auto":
+            return self.range_method
+        whole = self.activation is None or self.activation.bits == 8
+        return "minmax" if operation == "linear" and whole else "mse"
 
     @property
     def needs_calibration(self) -> bool:
@@ -144,15 +158,16 @@ def _with_option(scheme: Scheme, word: str, text: str) -> Scheme:
         hint = nearest(key, OPTIONS)
         raise QpassError(f"scheme {text!r}: {word!r} is no option; expected {expected}.{hint}")
     if key == "range":
-        parse_method(value)
+        if value != "auto":
+            parse_method(value)
         return replace(scheme, range_method=value)
     if key == "smooth":
         return replace(scheme, smooth=_parse_smooth(value, text))
-    if value not in SOLVERS:
+    if value not in CHOICES[key]:
         raise QpassError(
-            f"scheme {text!r}: solver {value!r} is not one of {', '.join(SOLVERS)}.{nearest(value, SOLVERS)}"
+            f"scheme {text!r}: {key} {value!r} is not one of {', '.join(CHOICES[key])}.{nearest(value, CHOICES[key])}"
         )
-    return replace(scheme, solver=value)
+    return replace(scheme, **{key: value})
 
 
 def _parse_smooth(value: str, text: str) -> float | Literal["auto"] | None:

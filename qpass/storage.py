@@ -29,7 +29,8 @@ from qpass.schemes import Scheme
 VERSION = 1
 ATTEMPTS = 20  # to read a file that another process replaces meanwhile: header and tensors are opened one by one
 PLAIN = ("site", "operation", "weight", "transposed", "rows", "why", "group", "lo", "hi", "note", "made_from")
-TENSORS = ("input_scale", "input_zero", "input_shift", "input_extra", "bias")
+PACKED = ("data", "scale", "in_mul", "zero")
+TENSORS = ("input_scale", "input_zero", "input_mul", "input_shift", "input_extra", "bias")
 
 
 def digest(tensor: Tensor) -> str:
@@ -123,7 +124,7 @@ def plan_to_data(plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
         found = {key: getattr(d, key) for key in TENSORS}
         if packed is not None:
             entry["packed_type"] = str(packed.type)
-            found |= {"data": packed.data, "scale": packed.scale, "in_mul": packed.in_mul}
+            found |= {key: getattr(packed, key) for key in PACKED}
         tensors |= {f"{d.site}|{key}": t for key, t in found.items() if t is not None}
     attention = None if plan.attention is None else str(plan.attention).removeprefix("torch.")
     data = {"scheme": str(plan.scheme), "parameters": plan.parameters, "attention": attention, "notes": plan.notes}
@@ -135,10 +136,10 @@ def plan_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pl
     attention = getattr(torch, data["attention"]) if data["attention"] else None
     plan = Plan(Scheme.parse(data["scheme"]), {}, data["parameters"], attention, list(data["notes"]))
     for entry in data["decisions"]:
-        held = {key: tensors.get(f"{entry['site']}|{key}") for key in ("data", "scale", "in_mul", *TENSORS)}
+        held = {key: tensors.get(f"{entry['site']}|{key}") for key in (*PACKED, *TENSORS)}
         packed = None
         if "packed_type" in entry:
-            packed = Packed(held["data"], held["scale"], QType.parse(entry["packed_type"]), held["in_mul"])
+            packed = Packed(**{key: held[key] for key in PACKED}, type=QType.parse(entry["packed_type"]))
         plan.decisions[entry["site"]] = Decision(
             **{key: entry[key] for key in PLAIN},
             shape=tuple(entry["shape"]),

@@ -46,6 +46,11 @@ def method_compiled():
     return m
 
 
+class Products(nn.Module):
+    def forward(self, x):
+        return torch.matmul(x, x.mT)
+
+
 def holding_nan():
     m = model()
     m.up.weight.data[0, 0] = float("nan")
@@ -60,7 +65,7 @@ NOT_READY = (
     ("compiled by qpass", lambda: build(model()), "already compiled by qpass; compile the float model"),
     ("part compiled by qpass", lambda: nn.Sequential(build(model())).eval(), "packed already; compile the float model"),
     ("nothing to quantize", lambda: nn.Sequential(nn.ReLU()).eval(), "has no site to quantize.*no matrix product"),
-    ("convolutions alone", lambda: nn.Conv1d(6, 6, 3).eval(), r"has no site to quantize.*\(found: conv1d\)"),
+    ("products alone", lambda: Products().eval(), r"has no site to quantize.*\(found: matmul\)"),
     ("NaN in a weight", holding_nan, "up.weight holds NaN or infinity"),
 )
 
@@ -94,7 +99,7 @@ class Functional(nn.Module):
 
 
 def test_nothing_found_without_running():
-    with pytest.raises(QpassError, match=r"no nn.Linear module; pass example_inputs"):
+    with pytest.raises(QpassError, match=r"no nn.Linear or convolution module; pass example_inputs"):
         qpass.compile(Functional().eval(), "w8a8-dynamic")
 
 

@@ -109,6 +109,34 @@ def test_quantize_dynamic_and_the_torch_compile_spelling():
         run(torch.compile(other, backend="qpass", options={"schema": "w8a8"}), x)
 
 
+def images():
+    """A network of every kind of convolution module, and a linear."""
+    body = [nn.Conv2d(3, 8, 3, padding="same"), nn.BatchNorm2d(8), nn.ReLU(), nn.ConvTranspose2d(8, 6, 2, 2, groups=2)]
+    body += [nn.Conv2d(6, 6, 3, groups=6, padding_mode="reflect", padding=1), nn.Flatten(2), nn.Conv1d(6, 4, 4, 4)]
+    body += [nn.Unflatten(2, (4, 4, 4)), nn.Conv3d(4, 2, 2), nn.Flatten(), nn.Linear(54, 5)]
+    return nn.Sequential(*body).eval()
+
+
+@pytest.mark.parametrize("scheme", ["w8a8-dynamic", "w8a16"])
+def test_convolutions_are_found_without_inputs(scheme):
+    model, x = images(), torch.randn(2, 3, 8, 8)
+    seen = qpass.analyze(model, scheme, x)
+    plan = qpass.analyze(model, scheme)
+    kinds = ("linear", "conv")
+    assert [d.site for d in plan] == [d.site for d in seen if d.operation.startswith(kinds)]
+    assert all(d.quantized for d in plan)
+    assert all(torch.equal(plan[d.site].packed.data, d.packed.data) for d in seen.quantized)
+    q = qpass.compile(model, scheme, backend="reference")
+    assert relative(run(q, x), run(model, x)) < 0.05
+
+
+def test_quantize_dynamic_of_convolutions():
+    model = images()
+    assert len(runtime_of(qpass.quantize_dynamic(model)).plan.quantized) == 6
+    only = qpass.quantize_dynamic(model, {nn.Linear, nn.Conv1d})
+    assert [d.site for d in runtime_of(only).plan.quantized] == ["6:conv1d.0", "10:linear.0"]
+
+
 def test_guard_leaves_tiny_layers_in_float():
     model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(2, 8)
     q = qpass.compile(model, example_inputs=x)

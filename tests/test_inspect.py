@@ -52,6 +52,45 @@ def test_the_error_of_a_site_is_what_it_does_to_the_model():
         assert found.sqnr == pytest.approx(-20 * math.log10(error), abs=0.1)
 
 
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8,bias=none", "w8a8-dynamic", "w8a16", "w4a8"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        torch.nn.Conv2d(6, 10, 3, stride=2, padding=1, groups=2),
+        torch.nn.ConvTranspose1d(6, 5, 4, 2, 1, bias=False),
+        torch.nn.Conv3d(6, 4, 1),
+    ],
+    ids=["grouped", "transposed", "three axes"],
+)
+def test_the_error_of_a_convolution_is_what_it_does_to_the_model(layer, scheme):
+    model, axes = torch.nn.Sequential(layer).eval(), len(layer.kernel_size)
+    data = batches(4, (3, 6, *[7] * axes))
+    plan = qpass.analyze(model, scheme, data[0], data)
+    q = qpass.compile(model, plan=plan, backend="reference")
+    with torch.no_grad():
+        error = relative(q(data[0]), model(data[0]))
+    (found,) = site_errors(model, plan, data[0])
+    assert found.sqnr == pytest.approx(-20 * math.log10(error), abs=0.1)
+
+
+def test_a_convolution_whose_own_result_has_a_name_is_measured_too():
+    """What the first leaves is read by a mean: its value is named, and it is its own site as well."""
+
+    class Pooled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            y = self.a(x)
+            return self.b(y.mean((2, 3), keepdim=True))
+
+    model, data = Pooled().eval(), batches(3, (2, 3, 6, 6))
+    plan = qpass.analyze(model, "w8a8", data[0], data)
+    assert "a:conv2d.0.output" in plan.decisions
+    assert {e.site for e in site_errors(model, plan, data[0])} == {"a:conv2d.0", "b:conv2d.0"}
+
+
 def test_errors_come_with_the_float_model_alone(block):
     _, _, q, report = block
     assert set(report.errors) == {"up:linear.0", "down:linear.0"}
@@ -93,3 +132,16 @@ def test_a_plan_is_followed_and_not_edited(block):
 
 def test_diff_ignores_numbers_of_nodes_that_moved():
     assert diff("%0 = a\n%1 = b(%0)", "%0 = z\n%1 = a\n%2 = b(%1)").splitlines() == ["+ %0 = z"]
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
+def test_explain_of_convolutions_and_of_what_they_leave(scheme):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)).eval()
+    data = batches(3, (2, 3, 6, 6))
+    report = qpass.inspect(qpass.compile(model, scheme, data[0], data, backend="reference"))
+    text = report.explain("0:conv2d.0")
+    assert ("scale and zero point of each image" in text) == (scheme == "w8a8-dynamic")
+    if scheme == "w8a8":
+        text = report.explain("0:conv2d.0.output")
+        assert "what    the value that its convolution leaves" in text
+        assert "type    u8/t, seen 0 .. " in text

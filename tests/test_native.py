@@ -13,16 +13,18 @@ from qpass.backends.cpu import native_lower
 from qpass.backends.emit import emit
 from qpass.backends.native import build
 from qpass.backends.native.calls import native_calls
+from qpass.backends.native.conv_calls import CALLS as CONV_CALLS
 from qpass.backends.native.ops import OPS, unpack
 from tests.models import batches, encoder, relative
 
 Q = torch.ops.qpass
+OFFSET = 4  # where linears and convolutions have what a zero point adds
 needs_kernels = pytest.mark.skipif(build.unavailable() is not None, reason=f"no native kernels: {build.unavailable()}")
 needs_attention = pytest.mark.skipif(not build.has_attention(), reason="no native attention on this processor")
 
 
 def prepared(op, *args):
-    """A function of the inputs that runs an op through its kernel; one-dimensional and packed tensors are constants."""
+    """A function of the inputs that runs an op through its kernel; weights and what belongs to them are constants."""
     module, graph, nodes = torch.nn.Module(), fx.Graph(), []
     for i, value in enumerate(args):
         if not isinstance(value, torch.Tensor):
@@ -36,13 +38,13 @@ def prepared(op, *args):
     node = graph.call_function(op, tuple(nodes))
     graph.output(node)
     gm = fx.GraphModule(module, graph)
-    calls = native_calls(gm)
+    calls = native_calls(gm, CONV_CALLS)
     assert list(calls) == [node]
     return emit(gm, calls)
 
 
 def is_constant(position, value):
-    return position > 0 and (value.dim() == 1 or value.dtype == torch.int8)
+    return position > 0 and (value.dim() == 1 or value.dtype == torch.int8 or position == OFFSET)
 
 
 def on_kernel(op, *args):

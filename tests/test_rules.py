@@ -1,5 +1,7 @@
 """Every rule of the tables, eagerly: pattern and replacement compute the same; and the engine itself."""
 
+import inspect
+
 import pytest
 import torch
 from torch import fx
@@ -21,18 +23,18 @@ def arguments(names):
         "wd": torch.float32, "b": torch.randn(8), "other": torch.randn(5, 8), "act": "relu", "dtype": torch.float32,
         "scale": torch.tensor(0.05), "zero": torch.tensor(7, dtype=torch.int32), "qtype": "u8/t", "to": torch.bfloat16,
         "blocking": False, "copy": False, "memory": None, "i": torch.tensor([[1, 3], [0, 7]]), "padding": -1,
-        "scaled": False, "sparse": False,
+        "scaled": False, "sparse": False, "wz": torch.randint(-7, 8, (8, 4), dtype=torch.int32),
     }  # fmt: skip
     return {name: values[name] for name in names}
 
 
 @pytest.mark.parametrize("each", [*LINEAR, *EPILOGUE], ids=lambda r: r.name)
 def test_replacement_computes_the_pattern(each):
-    import inspect
-
     given = arguments(inspect.signature(each.pattern).parameters)
     if each.name == "weight_only_linear":
         given["x"] = torch.randn(5, 16)
+    if each.name == "grouped_lookup":
+        given |= {"wt": "i8/g4", "ws": torch.rand(8, 4) / 50 + 0.001}
     wanted, found = each.pattern(**given), each.replacement(**given)
     assert wanted.dtype == found.dtype
     close = torch.float32 if wanted.dtype == torch.uint8 else wanted.dtype
@@ -88,6 +90,25 @@ def test_check_refuses():
     assert found.why == "the factor is 3, not 2"
     gm = graph(lambda x: x * 2, torch.randn(3))
     assert isinstance(find(doubled, next(n for n in gm.graph.nodes if n.op == "call_function")), Match)
+
+
+def test_a_residual_of_another_dtype_stays():
+    """The sum is of the wider type, the fused product of its own."""
+
+    def widened(other, **given):
+        return LINEAR[0].pattern(**given) + other
+
+    given = arguments(inspect.signature(LINEAR[0].pattern).parameters)
+    tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+    rest = {name: value for name, value in given.items() if name not in tensors}
+    for dtype, fits in ((torch.float32, True), (torch.float64, False)):
+        gm = graph(
+            lambda other, *t: widened(other, **dict(zip(tensors, t, strict=True)), **rest),
+            torch.randn(5, 8, dtype=dtype),
+            *tensors.values(),
+        )
+        apply(gm, LINEAR)
+        assert apply(gm, EPILOGUE) == fits
 
 
 def test_time_grows_with_nodes_not_their_square():

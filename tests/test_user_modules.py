@@ -43,7 +43,7 @@ X = rows(5, user.WIDTH)
 # module, inputs, quantized sites, graphs for all batches but 1, words of the reason of each site that stays float
 CASES = (
     (user.Functional, X, 7, 1, NONE_LEFT),
-    (user.Unusual, X, 1, 1, (UNKNOWN, "no operand", "no operand", "a buffer", COMPUTED, "convolutions")),
+    (user.Unusual, X, 2, 1, (UNKNOWN, "no operand", "no operand", "a buffer", COMPUTED)),
     (user.Tied, ids, 2, 1, ("lookup", "the other way round")),
     (user.Recurrent, X, 2, 1, ("recurrent", "recurrent")),
     (user.Twice, X, 4, 1, NONE_LEFT),

@@ -16,7 +16,8 @@ from qpass.errors import QpassError, nearest
 class Backend:
     """unavailable: None where it runs on this machine, or why not. why_not: None where it takes a fused node, or why
     not. lower: the nodes that replace one. targets: the ops it is asked about. absorb: edits of its own to a graph that is
-    lowered, and their number. finish: a lowered graph -> a callable.
+    lowered, and their number. finish: a lowered graph -> a callable. channels_last: the ops whose images are laid out
+    so; reads_parts: those that read some channels of a wider image where they lie.
     """
 
     name: str
@@ -26,6 +27,8 @@ class Backend:
     targets: tuple[Any, ...]
     absorb: Callable[[fx.GraphModule], int]
     finish: Callable[[fx.GraphModule], Callable[..., Any]]
+    channels_last: tuple[Any, ...] = ()
+    reads_parts: tuple[Any, ...] = ()
 
 
 def backend_named(name: str, device: torch.device) -> Backend:

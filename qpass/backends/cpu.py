@@ -3,6 +3,7 @@
     what                     AVX-512 VNNI           else
     qpass.linear             qpass.packed_linear    onednn.qlinear_pointwise
       of float and integers  qpass.weight_only_linear   the reference
+    qpass.conv               qpass.packed_conv      onednn.qconv_pointwise
     attention in bfloat16    qpass.attention        two bmm and a generated softmax
     pointwise, reductions    one generated kernel a region
 
@@ -22,12 +23,15 @@ from typing import Any
 import torch
 from torch import fx
 
-from qpass.backends import Backend, attention, native, onednn
+from qpass.backends import Backend, attention, native, onednn, onednn_conv
 from qpass.backends.emit import emit
 from qpass.backends.inductor import compile_region
+from qpass.backends.laid_out import laid_out_calls
+from qpass.backends.native import conv_lower
 from qpass.backends.native import lower as native_lower
 from qpass.backends.native.absorb import absorb
 from qpass.backends.native.calls import native_calls
+from qpass.backends.native.conv_calls import CALLS as CONV_CALLS
 from qpass.backends.regions import extract, find_regions, replace_regions, signature
 from qpass.graphs import constant
 
@@ -36,6 +40,7 @@ Q = torch.ops.qpass
 
 NAME = "cpu"
 LARGEST_K = (2**31 - 1) // (255 * 127)
+WEIGHTS = ("i8/t", *(f"i{bits}/c0" for bits in range(2, 9)))  # held in int8: fewer bits are smaller integers
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -52,8 +57,8 @@ def why_not_linear(node: fx.Node) -> str | None:
     x_type, weight_type, data = node.args[3], node.args[6], node.args[4]
     if x_type not in ("u8/t", "u8/token", ""):
         return f"the cpu backend multiplies inputs of u8/t or u8/token, not {x_type}"
-    if weight_type not in ("i8/c0", "i8/t"):
-        return f"the cpu backend multiplies weights of i8/c0 or i8/t, not {weight_type}"
+    if weight_type not in WEIGHTS:
+        return f"the cpu backend multiplies weights of i2/c0 to i8/c0 or i8/t, not {weight_type}"
     if constant(data) is None:
         return "its weight is not a constant of the graph"
     if not x_type:
@@ -89,6 +94,20 @@ def lower_attention(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     return native_lower.lower_attention(gm, node)
 
 
+def why_not_conv(node: fx.Node) -> str | None:
+    """None where this backend can run a fused convolution, or the sentence that says why not."""
+    native_says = conv_lower.why_not_conv(node)
+    return None if native_says is None else onednn_conv.why_not(node) and native_says
+
+
+def lower_conv(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The nodes that compute a fused convolution, in front of `node`; returns the last."""
+    bounds = node.args[12] == "cap"  # of channels: no post-op of oneDNN
+    if conv_lower.why_not_conv(node) or (has_amx() and not bounds and onednn_conv.why_not(node) is None):
+        return onednn_conv.lower_conv(gm, node)
+    return conv_lower.lower_conv(gm, node)
+
+
 KERNELS: dict[str, Callable[..., Any]] = {}  # of this process: another capture or model finds them by signature
 
 
@@ -105,8 +124,8 @@ def finish(gm: fx.GraphModule) -> Callable[..., Any]:
     nodes = replace_regions(gm, regions)
     calls = {node: (KERNELS[key], node.args) for node, key in zip(nodes, wanted, strict=True)}
     if native.unavailable() is None:
-        calls |= native_calls(gm)
-    return emit(gm, calls)
+        calls |= native_calls(gm, CONV_CALLS)
+    return emit(gm, calls | laid_out_calls(gm, calls))
 
 
 @functools.cache
@@ -135,6 +154,8 @@ def unavailable() -> str | None:
 
 LOWERINGS = (
     (Q.linear.default, why_not_linear, lower_linear),
+    (Q.conv.default, why_not_conv, lower_conv),
+    (Q.max_pool.default, conv_lower.why_not_max_pool, conv_lower.lower_max_pool),
     (aten.scaled_dot_product_attention.default, why_not_attention, lower_attention),
 )
 TARGETS = tuple(target for target, _, _ in LOWERINGS)
@@ -150,4 +171,5 @@ def lower(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     return next(build(gm, node) for target, _, build in LOWERINGS if target is node.target)
 
 
-BACKEND = Backend(NAME, unavailable, why_not, lower, TARGETS, absorb, finish)
+CHANNELS_LAST = (*onednn_conv.CALLS, *(target for target, _ in CONV_CALLS))
+BACKEND = Backend(NAME, unavailable, why_not, lower, TARGETS, absorb, finish, CHANNELS_LAST, (Q.packed_conv.default,))

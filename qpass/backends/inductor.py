@@ -22,6 +22,7 @@ from qpass import ops
 LOG = logging.getLogger("qpass")
 LOCK = threading.RLock()  # inductor's compile state is process wide in parts
 HINT = 64  # assumed for every symbol: real hints would decide whether and over which loops a kernel is parallel
+FAR = HINT**3  # assumed for symbols of strides alone: rows of a part lie farther apart than they are long
 OPTIONS = {
     "size_asserts": False,  # half of a call; kernels are looked up by dtype, sizes and strides
     "alignment_asserts": False,
@@ -79,6 +80,7 @@ def _compile(part: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     with LOCK, _disable_current_modes(), torch.no_grad():
         mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=False))
         symbols: dict[str, Any] = {}
+        _name_symbols(inputs, mode, symbols)
         fakes = [_refake(value, mode, symbols) for value in inputs]
         where = [_locate(name, symbol, fakes) for name, symbol in symbols.items()]
         sizes = list(symbols.values())
@@ -118,6 +120,17 @@ def _caller(call: Callable[..., Any], where: Sequence[tuple[int, int | None, int
     return scope["run"]
 
 
+def _name_symbols(inputs: Sequence[Any], mode: Any, symbols: dict[str, Any]) -> None:
+    """Makes the symbols of sizes, then those of strides alone: with the hint of a length, a part would pass for a whole."""
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    for value in tensors:
+        for size in value.shape:
+            _size(size, mode, symbols)
+    for value in tensors:
+        for stride in value.stride():
+            _size(stride, mode, symbols, FAR)
+
+
 def _refake(value: Any, mode: Any, symbols: dict[str, Any]) -> Any:
     """The same tensor or size under `mode`, its symbols replaced by symbols of `mode`."""
     if not isinstance(value, Tensor):
@@ -127,25 +140,25 @@ def _refake(value: Any, mode: Any, symbols: dict[str, Any]) -> Any:
         return torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device)
 
 
-def _size(size: Any, mode: Any, symbols: dict[str, Any]) -> Any:
+def _size(size: Any, mode: Any, symbols: dict[str, Any], hint: int = HINT) -> Any:
     if not isinstance(size, torch.SymInt):
         return size
     from torch.utils._sympy.interp import sympy_interp
     from torch.utils._sympy.reference import PythonReferenceAnalysis
 
     expression = size.node.expr
-    known = {symbol: _symbol(str(symbol), mode, symbols) for symbol in expression.free_symbols}
+    known = {symbol: _symbol(str(symbol), mode, symbols, hint) for symbol in expression.free_symbols}
     return sympy_interp(PythonReferenceAnalysis, known, expression)
 
 
-def _symbol(name: str, mode: Any, symbols: dict[str, Any]) -> Any:
+def _symbol(name: str, mode: Any, symbols: dict[str, Any], hint: int) -> Any:
     if name not in symbols:
         from torch._dynamo.source import ConstantSource
         from torch.fx.experimental.symbolic_shapes import DimDynamic
 
         source = ConstantSource(name)
-        made = mode.shape_env.create_symbol(HINT, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
-        symbols[name] = mode.shape_env.create_symintnode(made, hint=HINT, source=source)
+        made = mode.shape_env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
+        symbols[name] = mode.shape_env.create_symintnode(made, hint=hint, source=source)
     return symbols[name]
 
 

@@ -1,4 +1,8 @@
-"""The error each site makes by itself: its float input through its quantized linear, against its float output."""
+"""The error each site makes by itself: its float input through its quantized product, against its float output.
+
+linear:        y = Q(x) W_q^T + b + b*             Q: the input's type, static, per row or per sample
+convolution:   y = Q(x) * W_q + b + b*             b*: what the plan adds to the bias
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from qpass import affine
 from qpass.calibrate import Batch, Session
+from qpass.convolutions import is_convolution
 from qpass.plan import Decision, Plan
 from qpass.qtype import QParams
 from qpass.solvers.split import layout
@@ -50,7 +55,7 @@ class _Measure(fx.Interpreter):
 
     def __init__(self, gm: fx.GraphModule, sites: dict[str, fx.Node], plan: Plan, found: dict[str, SiteError]) -> None:
         super().__init__(gm)
-        self.sites = {node: name for name, node in sites.items()}
+        self.sites = {node: name for name, node in sites.items() if node.meta.get("site") == name}
         self.plan, self.found = plan, found
 
     def run_node(self, n: fx.Node) -> Any:
@@ -59,15 +64,17 @@ class _Measure(fx.Interpreter):
         decision = self.plan.decisions.get(self.sites.get(n, ""))
         if decision is not None and decision.quantized:
             x, bias = self.env[n.args[0]], None if n.args[2] is None else self.env[n.args[2]]
-            self.found[decision.site] = _compare(decision, result, quantized_linear(decision, x, bias))
+            walk = n.args[3:] if is_convolution(n) else None
+            y = quantized_convolution(decision, x, bias, walk) if walk else quantized_linear(decision, x, bias)
+            self.found[decision.site] = _compare(decision, result, y)
         return result
 
 
 def quantized_linear(d: Decision, x: Tensor, bias: Tensor | None) -> Tensor:
     """What a site computes of a float input once it is quantized."""
     packed = d.packed
-    data = packed.data.t() if d.transposed else packed.data
-    weight = data.float() * packed.scale[:, None]
+    weight = affine.dequantize(packed.data, packed.scale, packed.zero, packed.type)
+    weight = weight.t() if d.transposed else weight
     real = x.float() if packed.in_mul is None else x.float() * packed.in_mul
     if d.input_shift is not None:
         real = real - d.input_shift * packed.in_mul
@@ -75,6 +82,19 @@ def quantized_linear(d: Decision, x: Tensor, bias: Tensor | None) -> Tensor:
         real = _through_input_type(d, real)
     y = torch.nn.functional.linear(real, weight, None if bias is None else bias.float())
     return y if d.bias is None or d.input_type is None else y + d.bias
+
+
+def quantized_convolution(d: Decision, x: Tensor, bias: Tensor | None, walk: tuple[Any, ...]) -> Tensor:
+    """What a convolution computes of a float input [B, C, ...] once it is quantized; walk: stride and what follows it."""
+    packed = d.packed
+    weight = affine.dequantize(packed.data, packed.scale, None, packed.type)
+    real = x.float()
+    if packed.in_mul is not None:
+        real = real * packed.in_mul.reshape(-1, *[1] * (x.dim() - 2))
+    if d.input_type is not None:
+        real = _through_input_type(d, real)
+        bias = d.bias if bias is None else bias if d.bias is None else bias.float() + d.bias
+    return torch.ops.aten.convolution(real, weight, None if bias is None else bias.float(), *walk)
 
 
 def _through_input_type(d: Decision, x: Tensor) -> Tensor:

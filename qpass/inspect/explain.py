@@ -16,7 +16,7 @@ FLOAT_BYTES = 4
 def explain(d: Decision, records: Iterable[Record], error: SiteError | None) -> str:
     """The page of one site. error: of this site alone, where it was measured."""
     lines = [f"{d.site}", *_head(d)]
-    lines += _row("type", _float_type(d)) if not d.quantized else [*_weight(d), *_input(d)]
+    lines += _types(d)
     if error is not None:
         lines += _row(
             "error", f"SQNR {error.sqnr:.1f} dB, largest {error.worst:.3g}: its float input through its integers"
@@ -33,7 +33,15 @@ def _row(head: str, *texts: str) -> list[str]:
     return [f"  {head if i == 0 else '':<8}{text}" for i, text in enumerate(texts)]
 
 
+def _types(d: Decision) -> list[str]:
+    if d.is_output:
+        return _input(d, "type")
+    return [*_weight(d), *_input(d)] if d.quantized else _row("type", _float_type(d))
+
+
 def _head(d: Decision) -> list[str]:
+    if d.is_output:
+        return _row("what", "the value that its convolution leaves for others than sites to read")
     shape = f", weight {list(d.shape)} of {d.weight}" if d.weight else ""
     rows = f", {d.rows:,} rows in the example: {d.macs:,} multiply-adds" if d.rows and d.weight else ""
     return _row("what", f"{d.operation}{shape}{rows}")
@@ -53,14 +61,15 @@ def _weight(d: Decision) -> list[str]:
     return _row("weight", f"{d.weight_type}, {size}", f"scale {_span_of(packed.scale)}, {packed.scale.numel()} in all")
 
 
-def _input(d: Decision) -> list[str]:
+def _input(d: Decision, head: str = "input") -> list[str]:
     if d.input_type is None:
-        return _row("input", f"float, seen {_span(d.lo, d.hi)}")
+        return _row(head, f"float, seen {_span(d.lo, d.hi)}")
     texts = [f"{d.input_type}, seen {_span(d.lo, d.hi)}"]
     if d.input_scale is not None and d.input_zero is not None:
         texts.append(f"scale {float(d.input_scale):.6g}, zero point {int(d.input_zero)}")
     else:
-        texts.append("scale and zero point of each row at run time")
+        one = "image" if d.input_type.granularity == "sample" else "row"
+        texts.append(f"scale and zero point of each {one} at run time")
     if d.group and d.group != d.site:
         texts.append(f"shared with {d.group}: quantized once for both")
     if d.packed is not None and d.packed.in_mul is not None:
@@ -69,7 +78,7 @@ def _input(d: Decision) -> list[str]:
         texts.append(f"channels shifted by {_span_of(d.input_shift)} before")
     if d.input_extra is not None and int(d.input_extra.sum()):
         texts.append(f"{int(d.input_extra.sum())} copies of channels that reach far added")
-    return _row("input", *texts)
+    return _row(head, *texts)
 
 
 def _lines(record: Record, site: str) -> Iterator[str]:

@@ -1,20 +1,26 @@
 """Name every site of a graph and write the plan's decision beside it. Leaves level `annotated`.
 
-A site is an operation with a weight: `linear(x, w, b)` where w is a parameter, its transpose, or its packed form. The
-other operations that multiply get a name too, and a sentence that says why no scheme quantizes them (other_sites.py).
+A site is an operation with a weight: `linear(x, w, b)` where w is a parameter, its transpose, or its packed form, or a
+convolution. What a convolution leaves for others than sites to read has a name too (conv_values.py). The other
+operations that multiply get a name too, and a sentence that says why no scheme quantizes them (other_sites.py).
 
     %5 = aten.linear(%4, @up.weight, @up.bias)      meta["site"] = "up:linear.0", meta["decision"] = Decision(...)
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
+from qpass.convolutions import geometry, is_convolution
 from qpass.graphs import constant
+from qpass.passes.conv_values import is_operand, outputs_to_quantize
+from qpass.passes.fold_norm import norm_affine
 from qpass.passes.other_sites import other_operation
+from qpass.passes.scalable import norm_behind, sources
 from qpass.plan import SiteInfo
 from qpass.products import is_parameter
 from qpass.sites import SiteNames, module_path
@@ -71,9 +77,9 @@ def name_sites(gm: fx.GraphModule, names: SiteNames) -> dict[str, fx.Node]:
     for node in gm.graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target is aten.linear.default:
+        if operation := site_operation(node):
             source = weight_source(node.args[1])
-            name = names.name(module_path(node), "linear", source.fqn if source else None, used)
+            name = names.name(module_path(node), operation, source.fqn if source else None, used)
         elif operation := other_operation(node):
             name = names.name(module_path(node), operation, None, used)
         else:
@@ -83,20 +89,37 @@ def name_sites(gm: fx.GraphModule, names: SiteNames) -> dict[str, fx.Node]:
     return found
 
 
+def site_operation(node: fx.Node) -> str | None:
+    """`linear`, `conv2d`, ...: the name of an operation that schemes quantize; None for others."""
+    if node.target is aten.linear.default:
+        return "linear"
+    return geometry(node).operation if is_convolution(node) else None
+
+
 EPILOGUES = (aten.relu.default, aten.gelu.default)
 
 
 def describe_sites(gm: fx.GraphModule, names: SiteNames) -> tuple[dict[str, fx.Node], list[SiteInfo]]:
     """The sites of a graph by name, and what the graph tells of each."""
     nodes = name_sites(gm, names)
-    return nodes, [_describe(name, node) for name, node in nodes.items()]
+    infos = [_describe(name, node) for name, node in nodes.items()]
+    outputs = outputs_to_quantize(gm)
+    kinds = {name: "operand" if is_operand(node) else "output" for name, node in outputs.items()}
+    infos += [SiteInfo(name, kind, None) for name, kind in kinds.items()]
+    made_by = sources(gm, outputs)
+    return nodes | outputs, [dataclasses.replace(info, source=made_by.get(info.name)) for info in infos]
 
 
 def _describe(name: str, node: fx.Node) -> SiteInfo:
     operation = name.rpartition(":")[2].partition(".")[0]
-    if node.target is not aten.linear.default:
+    if not site_operation(node):
         return SiteInfo(name, operation, None)
     source = weight_source(node.args[1])
+    if is_convolution(node):
+        norm = norm_behind(node)
+        affine = None if norm is None else norm_affine(norm)
+        path = source.fqn if source else None
+        return SiteInfo(name, operation, path, walk=geometry(node), norm=None if affine is None else affine[0])
     x = node.args[0]
     epilogue = x.target in EPILOGUES and x.args[0].target is aten.linear.default and len(x.users) == 1
     if source is None:
@@ -107,7 +130,11 @@ def _describe(name: str, node: fx.Node) -> SiteInfo:
 def annotate(gm: fx.GraphModule, context) -> int:
     """Names the sites and attaches the plan's decisions; a site the plan does not know stays float."""
     context.sites = name_sites(gm, context.names)
+    decisions = context.plan.decisions
     for name, node in context.sites.items():
-        if name in context.plan.decisions:
-            node.meta["decision"] = context.plan.decisions[name]
+        if name in decisions:
+            node.meta["decision"] = decisions[name]
+    for name, node in outputs_to_quantize(gm).items():
+        if name in decisions:
+            node.meta["output_decision"] = decisions[name]
     return 0

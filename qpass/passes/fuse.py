@@ -1,4 +1,5 @@
-"""Fuse integer linears with what stands around them: one op from integers to the next layer's integers.
+"""Fuse integer linears with what stands around them: one op from integers to the next layer's integers. For convolutions
+see fuse_conv.py.
 
     linear(dequantize(x), dequantize(w), b)      ->  qpass.linear(x, w, b)
     act(qpass.linear(...))                       ->  qpass.linear(..., act)
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import torch
 
+from qpass.passes.fuse_conv import CONV, CONV_EPILOGUE
 from qpass.rewrite import apply, rule
 
 aten = torch.ops.aten
@@ -23,7 +25,8 @@ Q = torch.ops.qpass
 def integer_linear(x, xs, xz, xt, xd, w, ws, wt, wd, b):
     """linear(dequantize(x), dequantize(w), b)  ->  qpass.linear
 
-    1. the weight has one scale per output channel or one in all.
+    1. the weight is symmetric, with one scale per output channel, per group of its row, or one in all. (One with zero
+       points keeps its dequantize and a float product.)
     2. the activation is per tensor or per token.
     """
     real = Q.dequantize.default(x, xs, xz, xt, xd)
@@ -60,9 +63,9 @@ def residual(x, xs, xz, xt, w, ws, wt, b, dtype, other):
 
 
 @residual.check
-def _(match, other, **_):
+def _(match, other, dtype, **_):
     value, result = getattr(other, "meta", {}).get("val"), match.root.meta["val"]
-    if not isinstance(value, torch.Tensor) or value.dtype != result.dtype or str(value.shape) != str(result.shape):
+    if not isinstance(value, torch.Tensor) or value.dtype is not dtype or str(value.shape) != str(result.shape):
         return "the residual is broadcast or of another dtype; it is added after the linear"
     return None
 
@@ -140,7 +143,28 @@ def _(w, ws, wt, wd, i, padding, scaled, sparse):
     return aten.mul.Tensor(rows, aten.to.dtype(aten.embedding.default(aten.unsqueeze.default(ws, 1), i), wd))
 
 
-LINEAR = (integer_linear, weight_only_linear, packed_lookup)
+@rule
+def grouped_lookup(w, ws, wz, wt, wd, i, padding, scaled, sparse):
+    """embedding(dequantize(w), i)  ->  dequantize(embedding(w, i), embedding(scale, i)): only the rows that are read
+
+    1. scales of groups of each row, with zero points or without.
+    """
+    table = Q.dequantize.default(w, ws, wz, wt, wd)
+    return aten.embedding.default(table, i, padding, scaled, sparse)
+
+
+@grouped_lookup.check
+def _(wt, **_):
+    return None if "/g" in wt else f"a table of {wt} has no scales of groups in its rows"
+
+
+@grouped_lookup.to
+def _(w, ws, wz, wt, wd, i, padding, scaled, sparse):
+    zero = None if wz is None else aten.embedding.default(wz, i)
+    return Q.dequantize.default(aten.embedding.default(w, i), aten.embedding.default(ws, i), zero, wt, wd)
+
+
+LINEAR = (integer_linear, weight_only_linear, packed_lookup, grouped_lookup)
 EPILOGUE = (
     requantize,
     cast,
@@ -154,10 +178,10 @@ SWEEPS = 4  # residual, activation, cast and requantize stand behind one another
 
 
 def fuse(gm, context) -> int:
-    """Integer linears first, then whatever stands behind them, until nothing does."""
-    edits = apply(gm, LINEAR, context.log)
+    """Integer linears and convolutions first, then whatever stands behind them, until nothing does."""
+    edits = apply(gm, (*LINEAR, *CONV), context.log)
     for _ in range(SWEEPS):
-        found = apply(gm, EPILOGUE, context.log)
+        found = apply(gm, (*EPILOGUE, *CONV_EPILOGUE), context.log)
         edits += found
         if not found:
             break

@@ -5,17 +5,24 @@
                       ->   linear(x, dequantize(w_q, s_w), b)                                  weight-only
 
 A value that several sites read with the same parameters is quantized once and dequantized once per use, so that a use
-can be fused without the others. Attention is computed in the plan's dtype, where it names one. A weight that is still
-float (the torch.compile spelling, where there is no copy of the model to pack) is packed here, from the plan.
+can be fused without the others. What a convolution leaves for a residual add, a mean or a concatenate to read is quantized
+too, where the plan has a type for it (conv_values.py). Attention is computed in the plan's dtype, where it names one.
+A weight that is still float (the torch.compile spelling, where there is no copy of the model to pack) is packed here,
+from the plan.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import fx
+import dataclasses
 
+import torch
+from torch import Tensor, fx
+
+from qpass.convolutions import is_convolution
 from qpass.graphs import add_call, add_constant, constant
 from qpass.passes.annotate import weight_source
+from qpass.passes.conv_values import READERS
+from qpass.passes.migrate_conv import Products, scale_input, take_up
 from qpass.passes.split_channels import split_channels
 from qpass.plan import Decision
 
@@ -28,11 +35,16 @@ def insert_qdq(gm: fx.GraphModule, context) -> int:
     """Rewrites each site that has a decision to quantize; returns their number."""
     quantized: dict[tuple, tuple] = {}
     edits = 0
+    products: Products = {}
+    sites = [node for node in gm.graph.nodes if _is_site(node)]
+    for node in sites:
+        _pack(gm, node, node.meta["decision"], products)
+    take_up(gm, products)
     for node in list(gm.graph.nodes):
-        decision: Decision | None = node.meta.get("decision")
-        if decision is None or not decision.quantized or node.target is not aten.linear.default:
-            continue
-        _pack(gm, node, decision)
+        if (output := node.meta.get("output_decision")) is not None:
+            edits += _quantize_output(gm, node, output, quantized)
+    for node in sites:
+        decision: Decision = node.meta["decision"]
         if decision.input_type is not None:
             _correct_bias(gm, node, decision)
             if decision.input_extra is not None:
@@ -43,6 +55,13 @@ def insert_qdq(gm: fx.GraphModule, context) -> int:
         edits += sum(_cast_attention(gm, node, context.plan.attention) for node in list(gm.graph.nodes))
     gm.graph.eliminate_dead_code()
     return edits
+
+
+def _is_site(node: fx.Node) -> bool:
+    """Whether a node has a decision to quantize it."""
+    decision: Decision | None = node.meta.get("decision")
+    product = node.target is aten.linear.default or is_convolution(node)
+    return product and decision is not None and decision.quantized
 
 
 def _cast_attention(gm: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> int:
@@ -66,17 +85,22 @@ def _cast(gm: fx.GraphModule, x: fx.Node, dtype: torch.dtype, before: fx.Node) -
     return add_call(gm, aten.to.dtype, (x, dtype), before)
 
 
-def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision) -> None:
+def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision, products: Products) -> None:
     source = weight_source(node.args[1])
     packed = decision.packed
     if source is None or source.packed is not None or packed is None:
         return
-    data, qtype = (packed.data.t().contiguous(), "i8/c0") if packed.type.axis == 1 else (packed.data, str(packed.type))
+    turned = packed.type.axis == 1 and packed.data.dim() == 2
+    data = packed.data.t().contiguous() if turned else packed.data
+    qtype = str(dataclasses.replace(packed.type, axis=0) if turned else packed.type)
     held = add_constant(gm, f"{decision.weight}_q", data, node)
     scale = add_constant(gm, f"{decision.weight}_scale", packed.scale, node)
+    zero = None if packed.zero is None else add_constant(gm, f"{decision.weight}_zero", packed.zero, node)
     dtype = node.args[1].meta["val"].dtype
-    node.update_arg(1, add_call(gm, qpass.dequantize.default, (held, scale, None, qtype, dtype), node))
-    if packed.in_mul is not None:
+    node.update_arg(1, add_call(gm, qpass.dequantize.default, (held, scale, zero, qtype, dtype), node))
+    if packed.in_mul is not None and is_convolution(node):
+        scale_input(gm, node, packed.in_mul, products)
+    elif packed.in_mul is not None:
         x = node.args[0]
         factor = add_constant(gm, f"{decision.weight}_in_mul", packed.in_mul.to(x.meta["val"].dtype), node)
         node.update_arg(0, add_call(gm, aten.mul.Tensor, (x, factor), node))
@@ -86,8 +110,9 @@ def _correct_bias(gm: fx.GraphModule, node: fx.Node, decision: Decision) -> None
     """B  ->  b + what the plan adds to it, so that the mean of every output stays where it was."""
     if decision.bias is None:
         return
-    own = constant(node.args[2])
-    bias = decision.bias if own is None else decision.bias + own.detach().float()
+    own, more, factor = constant(node.args[2]), decision.bias, node.meta.get("out_mul")
+    more = more if factor is None else more * factor.float()
+    bias = more if own is None else more + own.detach().float()
     node.update_arg(2, add_constant(gm, f"{decision.site}_bias", bias.to(node.meta["val"].dtype), node))
 
 
@@ -100,8 +125,40 @@ def _shifted(gm: fx.GraphModule, x: fx.Node, decision: Decision, before: fx.Node
     return add_call(gm, aten.sub.Tensor, (x, held), before)
 
 
+def _quantize_output(gm: fx.GraphModule, node: fx.Node, decision: Decision, quantized: dict) -> int:
+    """Readers that can do with integers read those of `node`; an operand of one add is bfloat16 on its way there."""
+    readers = [user for user in node.users if user.target in READERS]
+    if not readers or not _scaled_as(node, decision.input_mul):
+        return 0
+    dtype = node.meta["val"].dtype
+    if decision.input_type is None:
+        if dtype is torch.float32:
+            narrow = add_call(gm, aten.to.dtype, (node, torch.bfloat16), node.next)
+            readers[0].replace_input_with(node, add_call(gm, aten.to.dtype, (narrow, dtype), readers[0]))
+        return 1
+    held = _codes(gm, node, decision, quantized, node.next)
+    for user in readers:
+        real = (*held, str(decision.input_type), dtype)
+        user.replace_input_with(node, add_call(gm, qpass.dequantize.default, real, user))
+    return 1
+
+
+def _scaled_as(node: fx.Node, factor: Tensor | None) -> bool:
+    """Whether a value has the factor that its scale was chosen for: without the readers it was meant for it may lack it."""
+    found = node.meta.get("out_mul")
+    return found is None if factor is None else found is not None and torch.equal(found, factor)
+
+
 def _quantize_input(gm: fx.GraphModule, node: fx.Node, decision: Decision, quantized: dict) -> None:
-    x, qtype = node.args[0], str(decision.input_type)
+    x = node.args[0]
+    held = _codes(gm, x, decision, quantized, node)
+    real = (*held, str(decision.input_type), x.meta["val"].dtype)
+    node.update_arg(0, add_call(gm, qpass.dequantize.default, real, node))
+
+
+def _codes(gm: fx.GraphModule, x: fx.Node, decision: Decision, quantized: dict, node: fx.Node) -> tuple:
+    """(integers, scale, zero point) of a value, made once for all that read it with these parameters."""
+    qtype = str(decision.input_type)
     static = decision.input_scale is not None
     known = (float(decision.input_scale), int(decision.input_zero)) if static else ()
     key = (x, qtype, known)
@@ -113,9 +170,7 @@ def _quantize_input(gm: fx.GraphModule, node: fx.Node, decision: Decision, quant
         else:
             scale, zero = _choose(gm, shifted, qtype, node)
         quantized[key] = (add_call(gm, qpass.quantize.default, (shifted, scale, zero, qtype), node), scale, zero)
-    q, scale, zero = quantized[key]
-    dtype = x.meta["val"].dtype
-    node.update_arg(0, add_call(gm, qpass.dequantize.default, (q, scale, zero, qtype, dtype), node))
+    return quantized[key]
 
 
 def _choose(gm: fx.GraphModule, x: fx.Node, qtype: str, before: fx.Node) -> tuple[fx.Node, fx.Node]:

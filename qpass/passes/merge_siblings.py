@@ -3,7 +3,8 @@
     a = qpass.linear(x, w1, s1, b1)              y = qpass.linear(x, cat(w1, w2), cat(s1, s2), cat(b1, b2))
     b = qpass.linear(x, w2, s2, b2)      ->      a, b = y[..., :N1], y[..., N1:]
 
-1. same input, scale and types, float results without residual, activation or requantize;
+1. same input, scale and types, weights with scales of their own for each output (channels or groups of its row), float
+   results without residual, activation or requantize;
 2. weights, scales and biases are constants;
 3. the parts are views of one result, so whatever reads them must take a strided last axis: views that split it,
    attention and matmul do.
@@ -38,7 +39,7 @@ def _mergeable(node: fx.Node) -> bool:
     data, scale, weight_type, bias, other, act, out_type = (node.args[i] for i in (4, 5, 6, 7, 8, 9, 12))
     constants = [data, scale] if bias is None else [data, scale, bias]
     return (
-        weight_type == "i8/c0"
+        not weight_type.endswith("/t")
         and other is None
         and not act
         and not out_type

@@ -7,7 +7,7 @@
 
 Exact in real arithmetic (SmoothQuant, 2211.10438, eq. 3). 2 and 3 need the factor to be the only user of the norm or
 linear; elsewhere (a norm that also feeds a residual) the product stays in front of the quantize, which absorbs it.
-Linears that read the same x with equal factors share one product.
+Linears that read the same x with equal factors share one product. For convolutions see migrate_conv.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import fx
 
 from qpass.graphs import add_call, add_constant, constant, single_user
 from qpass.passes.annotate import WeightSource, weight_source
+from qpass.passes.migrate_conv import scale_inputs, take_up
 
 aten = torch.ops.aten
 qpass = torch.ops.qpass
@@ -40,6 +41,8 @@ def migrate(gm: fx.GraphModule, context) -> int:
         node.args = (x, weight, *node.args[2:])
         edits += 1
     edits += sum(_fold(gm, product) for _, _, product in shared)
+    products = scale_inputs(gm)
+    edits += len(products) + take_up(gm, products)
     gm.graph.eliminate_dead_code()
     return edits
 
@@ -47,7 +50,7 @@ def migrate(gm: fx.GraphModule, context) -> int:
 def _lookup(gm: fx.GraphModule, node: fx.Node) -> int:
     """4: the factor is applied to the rows that are read, so that the table itself stays in integers."""
     source = weight_source(node.args[0])
-    if source is None or source.packed is None or source.in_mul is None or not source.packed.args[3].endswith("/c0"):
+    if source is None or source.packed is None or source.in_mul is None or source.packed.args[3].endswith("/c1"):
         return 0
     if node.args[0].target is not aten.mul.Tensor:
         return 0
@@ -73,7 +76,7 @@ def _base(node: fx.Node) -> fx.Node:
 
 
 def _plain_weight(gm, source, before: fx.Node) -> fx.Node:
-    """dequantize(w, s, None, "i8/c0") of the integers as [N, K], whatever stood between."""
+    """dequantize(w, s, z, "i8/c0") of the integers as [N, K], whatever stood between."""
     data, scale, zero, qtype, dtype = source.packed.args
     if not source.transposed:
         return source.packed
@@ -102,6 +105,7 @@ def _fold(gm: fx.GraphModule, product: fx.Node) -> int:
     elif maker.target is aten.linear.default and _foldable(maker):
         changed = {2: maker.args[2]}
         _scale_rows(gm, maker, factor)
+        maker.meta["out_mul"] = factor
     else:
         return 0
     for index, node in changed.items():

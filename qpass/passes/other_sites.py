@@ -14,7 +14,6 @@ from qpass.products import is_parameter
 aten = torch.ops.aten
 
 TWO_ACTIVATIONS = "no operand of it is one matrix of the model; schemes quantize products with a weight"
-CONVOLUTION = "convolutions are not quantized yet"
 RECURRENT = "a recurrent cell is one opaque operation to the front end"
 OTHER_SITES = (
     (aten.scaled_dot_product_attention.default, "attention", TWO_ACTIVATIONS),
@@ -24,14 +23,6 @@ OTHER_SITES = (
     (aten.addmm.default, "matmul", "its factors alpha and beta are not 1, or no operand of it is a weight"),
     (aten.einsum.default, "einsum", TWO_ACTIVATIONS),
     (aten.baddbmm.default, "matmul", TWO_ACTIVATIONS),
-    (aten.conv1d.default, "conv1d", CONVOLUTION),
-    (aten.conv2d.default, "conv2d", CONVOLUTION),
-    (aten.conv2d.padding, "conv2d", CONVOLUTION),
-    (aten.conv1d.padding, "conv1d", CONVOLUTION),
-    (aten.conv3d.default, "conv3d", CONVOLUTION),
-    (aten.conv_transpose1d.default, "conv_transpose1d", CONVOLUTION),
-    (aten.conv_transpose2d.input, "conv_transpose2d", CONVOLUTION),
-    (aten.convolution.default, "convolution", CONVOLUTION),
     (aten.embedding.default, "embedding", "a lookup multiplies nothing; it reads single rows"),
     (aten.lstm.input, "lstm", RECURRENT),
     (aten.gru.input, "gru", RECURRENT),

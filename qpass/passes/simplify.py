@@ -1,6 +1,8 @@
 """Exact clean-ups of a float graph that make later patterns meet.
 
-view(linear(view(x, [-1, K]), w, b), [..., N])   ->   linear(x, w, b)
+    view(linear(view(x, [-1, K]), w, b), [..., N])   ->   linear(x, w, b)
+
+and those around convolutions (simplify_images.py).
 """
 
 from __future__ import annotations
@@ -9,14 +11,15 @@ import torch
 from torch import fx
 
 from qpass.graphs import add_call, single_user
+from qpass.passes.simplify_images import simplify_images
 
 aten = torch.ops.aten
 FLATTENS = (aten.view.default, aten.reshape.default)
 
 
 def simplify(gm: fx.GraphModule, context: object = None) -> int:
-    """Returns the number of linears changed."""
-    edits = 0
+    """Returns the number of nodes changed."""
+    edits = simplify_images(gm)
     for node in list(gm.graph.nodes):
         if node.target is aten.linear.default:
             edits += _unflatten(gm, node)

@@ -57,8 +57,10 @@ def _weight(gm: fx.GraphModule, node: fx.Node, index: Tensor, axis: int) -> fx.N
         return add_constant(gm, name, constant(weight).detach().index_select(axis, index), node)
     data, scale, zero, qtype, dtype = weight.args
     held = add_constant(gm, f"{name}_q", _value(data).index_select(axis, index), node)
-    steps = add_constant(gm, f"{name}_scale", constant(scale)[index], node) if axis == 0 else scale
-    return add_call(gm, qpass.dequantize.default, (held, steps, zero, qtype, dtype), node)
+    if axis == 0:
+        scale = add_constant(gm, f"{name}_scale", constant(scale)[index], node)
+        zero = None if zero is None else add_constant(gm, f"{name}_zero", constant(zero)[index], node)
+    return add_call(gm, qpass.dequantize.default, (held, scale, zero, qtype, dtype), node)
 
 
 def _value(node: fx.Node) -> Tensor:

@@ -3,7 +3,7 @@
     q_j = round(w_j),   w_k -= (w_j - q_j) / U_jj * U_jk  for k > j,   U = upper Cholesky factor of C^-1
 
 with C the covariance of the quantized input (the bias absorbs the mean), columns in order of falling variance, blocks
-of 128 with one lazy update each, and steps fixed beforehand.
+of 128 with one lazy update each, and steps fixed beforehand, of a channel or of each group of its columns.
 """
 
 from __future__ import annotations
@@ -11,20 +11,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qpass.qtype import QParams
+
 DAMPING = 0.05  # of the mean variance, added to every variance
 BLOCK = 128
 
 
 def damped(covariance: Tensor) -> Tensor:
-    """C + damping, float64 [K, K]; channels that never vary get variance 1 so that it can be inverted."""
-    variance = covariance.diagonal()
-    mean = float(variance.mean())
-    return covariance + torch.eye(len(covariance), dtype=covariance.dtype) * (DAMPING * mean if mean > 0 else 1.0)
+    """C + damping, float64 [..., K, K]; where nothing varies variances are 1, so that it can be inverted."""
+    mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype)
+    return covariance + eye * torch.where(mean > 0, DAMPING * mean, 1.0)
 
 
-def gptq(weight: Tensor, covariance: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
-    """weight: float [N, K]; covariance: [K, K]; scale: [N]. Returns the integers, int8 [N, K]."""
+def gptq(weight: Tensor, covariance: Tensor, params: QParams) -> Tensor:
+    """weight: float [N, K]; covariance: [K, K]; params: of channels [N] or groups [N, K / G]. Returns the codes [N, K]."""
+    qtype = params.type
     order = covariance.diagonal().argsort(descending=True)
+    group = (order // (qtype.group or len(order))).tolist()
+    steps = params.scale.reshape(len(weight), -1).t().contiguous()
+    zeros = torch.zeros(1, 1) if params.zero is None else params.zero.reshape(len(weight), -1).t().float().contiguous()
+    lowest, highest = qtype.qmin - zeros, qtype.qmax - zeros
     work = weight.float()[:, order].clone()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(covariance)[order][:, order]))
     upper = torch.linalg.cholesky(inverse, upper=True).float()
@@ -34,10 +41,11 @@ def gptq(weight: Tensor, covariance: Tensor, scale: Tensor, qmin: int, qmax: int
         columns = work[:, start:end].t().contiguous()
         errors = torch.empty_like(columns)
         for i in range(end - start):
-            row = upper[start + i]
-            code = (columns[i] / scale).round_().clamp_(qmin, qmax)
-            codes[:, start + i] = code
-            errors[i] = (columns[i] - code * scale) / row[start + i]
+            row, g = upper[start + i], group[start + i]
+            own = g if params.zero is not None else 0
+            level = (columns[i] / steps[g]).round_().clamp_(lowest[own], highest[own])
+            codes[:, start + i] = level + zeros[own]
+            errors[i] = (columns[i] - level * steps[g]) / row[start + i]
             columns[i + 1 :] -= row[start + i + 1 : end, None] * errors[i]
         work[:, end:] -= errors.t() @ upper[start:end, end:]
-    return codes[:, order.argsort()].to(torch.int8)
+    return codes[:, order.argsort()].to(qtype.storage)

@@ -1,4 +1,4 @@
-"""Round to nearest: each weight to the closest code, the scale from the largest of its channel or group."""
+"""Round to nearest: each weight to the closest code, with the steps of its channel or group (steps.py)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from torch import Tensor
 from qpass import affine
 from qpass.packing import Packed
 from qpass.qtype import QType
+from qpass.solvers.steps import best_qparams
 
 
 def round_to_nearest(weight: Tensor, qtype: QType, in_mul: Tensor | None = None) -> Packed:
-    """weight: [N, K] (axis 0) or [K, N] (axis 1) float; in_mul: float [K] divides the weight's input channels."""
+    """weight: [N, K] (axis 0 or groups) or [K, N] (axis 1) float; in_mul: float [K] divides the weight's input channels."""
     real = weight.detach().float()
     if in_mul is not None:
         real = real / (in_mul if qtype.axis != 1 else in_mul[:, None])
-    params = affine.choose_qparams(*affine.limits(real, qtype), qtype)
+    params = best_qparams(real, qtype)
     data = affine.quantize(real, params.scale, params.zero, qtype)
-    return Packed(data, params.scale, qtype, in_mul)
+    return Packed(data, params.scale, qtype, in_mul, params.zero)
 
 
 def with_axis(qtype: QType, axis: int) -> QType:

@@ -17,9 +17,12 @@ from qpass import affine
 from qpass.observations import Observed
 from qpass.qtype import QParams, QType
 from qpass.schemes import Scheme
+from qpass.solvers.steps import least_error
 
 STATIC_STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 DYNAMIC_STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+WHOLE = 8  # bits whose steps are small enough to make room for all that was seen
+INPUT_PARTS = torch.linspace(1.0, 0.1, 31)  # of the limits of an input of fewer bits: candidates for what is kept
 SMALLEST = 1e-5  # of the largest channel: what a dead channel is taken for
 
 
@@ -84,7 +87,7 @@ def choose_factor(observed: Observed, weight: Tensor, scheme: Scheme, c: Tensor)
 
     def error(v: Tensor) -> float:
         wanted = ((rows - c) * v, weight / v)
-        x = fake_input(wanted[0], scheme, static_limits(observed, c, v))
+        x = fake_input(wanted[0], scheme, None if scheme.dynamic else static_params(observed, c, v, scheme.activation))
         y = x @ affine.fake_quantize(wanted[1], row_steps(wanted[1], scheme.weight)).t()
         return float((y - target).var(0, correction=0).sum())
 
@@ -97,14 +100,22 @@ def static_limits(observed: Observed, c: Tensor, v: Tensor) -> tuple[Tensor, Ten
     return ((lo - c) * v).min(), ((hi - c) * v).max()
 
 
-def fake_input(x: Tensor, scheme: Scheme, limits: tuple[Tensor, Tensor]) -> Tensor:
-    """X as the scheme's input type holds it: scales from its own rows, or from the limits."""
-    if scheme.dynamic:
+def static_params(observed: Observed, c: Tensor, v: Tensor, qtype: QType) -> QParams:
+    """Scale and zero point of (x - c) * v; of fewer than 8 bits, those with the least squared error on the sampled rows."""
+    lo, hi = static_limits(observed, c, v)
+    if qtype.bits >= WHOLE:
+        return affine.choose_qparams(lo, hi, qtype)
+    return least_error((observed.sample - c) * v, lo, hi, qtype, INPUT_PARTS)
+
+
+def fake_input(x: Tensor, scheme: Scheme, params: QParams | None) -> Tensor:
+    """X as the scheme's input type holds it: scales from its own rows where params is None."""
+    if params is None:
         scale, zero = affine.choose_dynamic(x, scheme.activation)
-        return affine.fake_quantize(x, QParams(scale, zero, scheme.activation))
-    return affine.fake_quantize(x, affine.choose_qparams(*limits, scheme.activation))
+        params = QParams(scale, zero, scheme.activation)
+    return affine.fake_quantize(x, params)
 
 
 def row_steps(weight: Tensor, qtype: QType) -> QParams:
-    """Scales of a weight from its largest values."""
+    """Scales and zero points of a weight from its largest values."""
     return affine.choose_qparams(*affine.limits(weight, qtype), qtype)

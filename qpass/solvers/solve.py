@@ -4,8 +4,10 @@
 2. scale and zero point of the static input;
 3. the weights that suit a rounded input: the input's rounding error is noise of variance s^2/12 per channel, so the best
    linear answer is the Wiener filter  W* = W C (C + s^2/12 I)^-1,  C the covariance of the input;
-4. rounding (GPTQ on that covariance, or to nearest);
+4. rounding with steps of channels or groups (GPTQ on that covariance, or to nearest);
 5. the bias that leaves the mean of every output where it was:  b* = b + W mean(x) - W_q mean(x').
+
+Where the input stays float, only 4: on its second moments E[x x^T], since the bias stays what it was.
 
 Statistics are those of the float model, from one pass.
 """
@@ -20,12 +22,14 @@ from torch import Tensor
 from qpass import affine
 from qpass.observations import Observed
 from qpass.packing import Packed
+from qpass.qtype import QParams, QType
 from qpass.range_choice import choose_range
 from qpass.schemes import Scheme
 from qpass.solvers.gptq import damped, gptq
 from qpass.solvers.rtn import round_to_nearest
-from qpass.solvers.smooth import choose_factor, row_steps, shift, static_limits
+from qpass.solvers.smooth import WHOLE, choose_factor, shift, static_params
 from qpass.solvers.split import copies, pays
+from qpass.solvers.steps import best_qparams
 
 
 @dataclass(frozen=True)
@@ -54,37 +58,51 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
 
     splits: the input is the activation of another linear, so its channels may be split.
     """
-    if observed is None or observed.moment is None or not observed.rows or scheme.activation is None:
+    if observed is None or observed.moment is None or not observed.rows:
         return _plain(weights, scheme, observed)
     stacked = torch.cat([w.float() for w in weights])
+    counts = [w.shape[0] for w in weights]
+    if scheme.activation is None:
+        params = best_qparams(stacked, scheme.weight)
+        codes = rounded(stacked, observed.square, 0.0, params, scheme.solver)
+        return Solution(_split(codes, params, counts, None), (None,) * len(counts))
     c, v = torch.zeros(stacked.shape[1]), torch.ones(stacked.shape[1])
     if free and scheme.smooth is not None:
         c = shift(observed, scheme.dynamic)
         v = choose_factor(observed, stacked, scheme, c)
-    extra, scale, zero = _static_input(scheme, observed, stacked, c, v, splits)
+    extra, scale, zero = _static_input(scheme, observed, stacked, c, v, free, splits and scheme.weight.group is None)
     noise = _noise(scheme, observed, c, v, scale)
-    covariance = observed.covariance * torch.outer(v, v).double()
-    best = _denoised(stacked / v, covariance, noise)
-    params = row_steps(best, scheme.weight)
-    if scheme.solver == "gptq":
-        noisy = covariance + noise * torch.eye(len(v), dtype=torch.float64)
-        codes = gptq(best, noisy, params.scale, scheme.weight.qmin, scheme.weight.qmax)
-    else:
-        codes = affine.quantize(best, params.scale, None, scheme.weight)
-    real = affine.dequantize(codes, params.scale, None, scheme.weight, torch.float64)
-    mean = observed.mean
+    kept = observed.covariance if scheme.bias == "mean" else observed.square  # the mean is part of the error, or is not
+    covariance = kept * torch.outer(v, v).double()
+    best = denoised(stacked / v, covariance, noise)
+    params = best_qparams(best, scheme.weight)
+    codes = rounded(best, covariance, noise, params, scheme.solver)
+    real = affine.dequantize(codes, params.scale, params.zero, scheme.weight, torch.float64)
+    mean = observed.mean if scheme.bias == "mean" else torch.zeros(len(v), dtype=torch.float64)
     shifted = stacked.double() @ mean - real @ ((mean - c.double()) * v.double())
     factor = v if free and scheme.smooth is not None else None
-    counts = [w.shape[0] for w in weights]
-    parts = zip(codes.split(counts), params.scale.split(counts), strict=True)
     return Solution(
-        tuple(Packed(code.contiguous(), step.contiguous(), scheme.weight, factor) for code, step in parts),
+        _split(codes, params, counts, factor),
         shifted.float().split(counts),
         scale,
         zero,
         c if factor is not None else None,
         extra,
     )
+
+
+def rounded(weight: Tensor, covariance: Tensor, noise: float | Tensor, params: QParams, solver: str) -> Tensor:
+    """The codes of a weight [N, K] that reads an input of `covariance` and rounding noise: step 4."""
+    if solver == "gptq":
+        return gptq(weight, with_noise(covariance, noise), params)
+    return affine.quantize(weight, params.scale, params.zero, params.type)
+
+
+def _split(codes: Tensor, params: QParams, counts: list[int], factor: Tensor | None) -> tuple[Packed, ...]:
+    """The rows of several weights, each as a weight of its own."""
+    zeros = (None,) * len(counts) if params.zero is None else params.zero.split(counts)
+    parts = zip(codes.split(counts), params.scale.split(counts), zeros, strict=True)
+    return tuple(Packed(code.contiguous(), step.contiguous(), params.type, factor, zero) for code, step, zero in parts)
 
 
 def _plain(weights: list[Tensor], scheme: Scheme, observed: Observed | None) -> Solution:
@@ -94,28 +112,33 @@ def _plain(weights: list[Tensor], scheme: Scheme, observed: Observed | None) -> 
     if not scheme.needs_calibration:
         return Solution(packed, nothing)
     params = affine.choose_qparams(
-        *choose_range(observed.range, scheme.activation, scheme.range_method), scheme.activation
+        *choose_range(observed.range, scheme.activation, scheme.range_for("linear")), scheme.activation
     )
     return Solution(packed, nothing, params.scale, params.zero)
 
 
-def _static_input(scheme: Scheme, observed: Observed, weight: Tensor, c: Tensor, v: Tensor, splits: bool):
+def _static_input(scheme: Scheme, observed: Observed, weight: Tensor, c: Tensor, v: Tensor, free: bool, splits: bool):
     """(extra copies, scale, zero) of a static input; nothing for one that gets its scales at run time."""
     if scheme.dynamic:
         return None, None, None
-    extra = None
-    if splits and scheme.smooth is not None:
-        low, levels = observed.range.lo, scheme.activation.levels - 1
-        extra, top = copies(observed.range.channels.hi)
-        if not pays(observed.sample, weight.square().sum(0), (low, observed.range.hi), extra, top, levels):
-            extra, top = None, observed.range.hi
-        lo, hi = torch.tensor(low), torch.tensor(top)
-    elif scheme.smooth is not None:
-        lo, hi = static_limits(observed, c, v)
+    qtype, extra = scheme.activation, None
+    if scheme.smooth is None or (qtype.bits < WHOLE and not free):
+        params = affine.choose_qparams(*choose_range(observed.range, qtype, scheme.range_for("linear")), qtype)
+    elif splits and qtype.bits >= WHOLE:
+        extra, params = _split_input(observed, weight, qtype)
     else:
-        lo, hi = choose_range(observed.range, scheme.activation, scheme.range_method)
-    params = affine.choose_qparams(lo, hi, scheme.activation)
-    return (extra if extra is not None and int(extra.sum()) else None), params.scale, params.zero
+        params = static_params(observed, c, v, qtype)
+    return extra, params.scale, params.zero
+
+
+def _split_input(observed: Observed, weight: Tensor, qtype: QType) -> tuple[Tensor | None, QParams]:
+    """Copies of the channels that reach far, where they pay, and the parameters of what is left (split.py)."""
+    low, high = observed.range.lo, observed.range.hi
+    extra, top = copies(observed.range.channels.hi)
+    if not pays(observed.sample, weight.square().sum(0), (low, high), extra, top, qtype.levels - 1):
+        extra, top = None, high
+    params = affine.choose_qparams(torch.tensor(low), torch.tensor(top), qtype)
+    return (extra if extra is not None and int(extra.sum()) else None), params
 
 
 def _noise(scheme: Scheme, observed: Observed, c: Tensor, v: Tensor, scale: Tensor | None) -> float:
@@ -125,8 +148,15 @@ def _noise(scheme: Scheme, observed: Observed, c: Tensor, v: Tensor, scale: Tens
     return float(scale.double().square().mean() / 12)
 
 
-def _denoised(weight: Tensor, covariance: Tensor, noise: float) -> Tensor:
-    """W + W (C - C')(C' + damping)^-1 with C' = C + noise I: step 3."""
-    noisy = damped(covariance + noise * torch.eye(len(covariance), dtype=torch.float64))
-    correction = torch.cholesky_solve((-noise * weight.double()).t(), torch.linalg.cholesky(noisy)).t()
+def with_noise(covariance: Tensor, noise: float | Tensor) -> Tensor:
+    """C + noise I; noise: a variance, or one for each channel [..., K]."""
+    variances = torch.as_tensor(noise, dtype=torch.float64).expand(covariance.shape[:-1])
+    return covariance + torch.diag_embed(variances)
+
+
+def denoised(weight: Tensor, covariance: Tensor, noise: float | Tensor, pulled: Tensor | None = None) -> Tensor:
+    """W - W P (C' + damping)^-1 with C' = C + noise I: step 3. pulled: P, where it is not the noise."""
+    noisy = damped(with_noise(covariance, noise))
+    off = -(noise if pulled is None else pulled.unsqueeze(-2)) * weight.double()
+    correction = torch.cholesky_solve(off.mT, torch.linalg.cholesky(noisy)).mT
     return (weight.double() + correction).float()

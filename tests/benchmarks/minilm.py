@@ -16,7 +16,9 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -68,10 +70,12 @@ class Bench:
         return float(cosine.mean()), float(cosine.min()), float((nearest[0] == nearest[1]).float().mean())
 
 
-def ratios(times: dict[tuple[str, tuple[int, int]], float], names: list[str]) -> list[tuple[str, ...]]:
+def ratios(
+    times: dict[tuple[str, Any], float], names: list[str], peers: Sequence[str] = PEERS
+) -> list[tuple[str, ...]]:
     """Each of ours against the fastest peer at each shape."""
     shapes = list(dict.fromkeys(shape for _, shape in times))
-    peers = [name for name in names if name in PEERS]
+    peers = [name for name in names if name in peers]
     if not peers:
         return []
     best = {shape: min(peers, key=lambda name: times[name, shape]) for shape in shapes}

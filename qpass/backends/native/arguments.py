@@ -13,7 +13,12 @@ import torch
 LINEAR = struct.Struct("9P 6q 5i 2f")  # src/linear.cpp
 ATTENTION = struct.Struct("7P 7q 15q 4i f")  # src/attention.cpp
 NORM = struct.Struct("9P 2q 2i f")  # src/norm.cpp
+CONV = struct.Struct("10P 23q 8i 7f")  # src/conv.cpp
+POOL = struct.Struct("2P 20q i")  # src/pool.cpp
 
-OUT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}  # enum Type of src/linear.cpp
+OUT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}  # enum Type of src/epilogue.h
 ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "silu")  # index: enum Activation of src/simd.h
+CONV_ACTIVATIONS = (
+    *("", "relu", "gelu", "gelu_tanh", "silu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "prelu", "cap"),
+)  # index: enum ConvActivation of src/epilogue.h
 MASKS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}  # enum Mask of src/attention.cpp

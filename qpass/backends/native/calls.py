@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -137,7 +137,7 @@ CALLS = (
 )
 
 
-def native_calls(gm: fx.GraphModule) -> dict[fx.Node, Call]:
-    """The nodes of a lowered graph that have a kernel, with their calls."""
-    builders = dict(CALLS)
+def native_calls(gm: fx.GraphModule, more: Sequence[tuple[Any, Callable[[fx.Node], Call]]] = ()) -> dict[fx.Node, Call]:
+    """The nodes of a lowered graph that have a kernel, with their calls. more: rows beside CALLS."""
+    builders = dict((*CALLS, *more))
     return {node: builders[node.target](node) for node in gm.graph.nodes if node.target in builders}

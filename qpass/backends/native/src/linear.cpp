@@ -11,12 +11,12 @@
 // columns (tile.h). A task is a chunk of rows by some panels of 64 columns, whose weights stay in the L2 cache.
 #include <vector>
 
+#include "epilogue.h"
 #include "tile.h"
 
 namespace qpass {
 
 constexpr int64_t CHUNK = 48;
-enum Type { F32 = 0, BF16 = 1, U8 = 2 };
 
 struct Linear {
   const uint8_t* x;  // f32 where float_input

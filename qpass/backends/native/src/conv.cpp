@@ -1,0 +1,167 @@
+// Convolution of u8 images, channels last, with s8 weights: implicit matrix product through tables of row pointers.
+//
+//     sum[pixel, n] = sum over taps and channels of x[pixel moved by tap, c] * w[n, tap, c]  -  zero * offset[n]
+//
+// A task is a chunk of output pixels by some panels of 64 output channels. It first writes down, for each tap, where the channels of each
+// of its pixels lie: in the image, or in a row of zero points where the tap falls outside. Then 6 pixels by 64 channels of sums stay in
+// registers over all taps (tile.h explains the product). Weights lie as [group][N / 64][tap][C / 4][64][4]; a panel stays in the L2 cache.
+// With few channels the kernel's width and channels are read as one run of bytes from a copy that is padded with zero points.
+// A transposed convolution goes by phase: the output pixels that see the same taps.
+// Depthwise: four taps of 64 channels are interleaved, so that one product takes four taps of sixteen channels.
+#include <algorithm>
+
+#include "conv.h"
+#include "tile.h"
+
+namespace qpass {
+
+template <int R, int V>
+void conv_tile(const uint8_t* const* rows, int64_t ld, int64_t taps, int64_t channel, int64_t groups, int rest, const int32_t* b, const int32_t* start, const char* ahead, int32_t* out) {
+  __m512i sum[R][V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) {
+    const __m512i first = _mm512_loadu_si512(start + 16 * v);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) sum[r][v] = first;
+  }
+  for (int64_t t = 0; t < taps; t++) {
+    const uint8_t* a[R];
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) a[r] = rows[t * ld + r] + channel;
+    for (int64_t g = 0; g < groups; g++, b += COLUMNS, ahead += 64) {
+      _mm_prefetch(ahead, _MM_HINT_T1);
+      int32_t four[R];
+#pragma GCC unroll 6
+      for (int r = 0; r < R; r++) std::memcpy(&four[r], a[r] + 4 * g, 4);
+      step<Bytes, R, V>(sum, four, b);
+    }
+    if (rest) {
+      int32_t four[R] = {};
+      for (int r = 0; r < R; r++) std::memcpy(&four[r], a[r] + 4 * groups, rest);
+      step<Bytes, R, V>(sum, four, b);
+      b += COLUMNS;
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) _mm512_storeu_si512(out + r * COLUMNS + 16 * v, sum[r][v]);
+  }
+}
+
+using ConvTile = void (*)(const uint8_t* const*, int64_t, int64_t, int64_t, int64_t, int, const int32_t*, const int32_t*, const char*, int32_t*);
+
+template <int... I>
+inline ConvTile conv_choose(int at, std::integer_sequence<int, I...>) {
+  static constexpr ConvTile TILES[] = {conv_tile<I / WIDE + 1, I % WIDE + 1>...};
+  return TILES[at];
+}
+
+template <bool OTHER, bool LOW>
+inline void finish_wide(const Epilogue& e, const Task& task, const int32_t* sums, int64_t pixel, int rows, int64_t column) {
+  const __m512i order = packed_order();
+  __m512 alpha[4], beta[4], high[4];
+  const __m512 shift = _mm512_set1_ps(OTHER ? e.other_zero * e.other_scale : 0.0f);
+  for (int v = 0; v < 4; v++) {
+    alpha[v] = _mm512_loadu_ps(e.alpha + column + 16 * v);
+    beta[v] = _mm512_sub_ps(_mm512_loadu_ps(e.beta + column + 16 * v), shift);
+    high[v] = e.slope ? _mm512_loadu_ps(e.slope + column + 16 * v) : _mm512_set1_ps(e.high);
+  }
+  for (int r = 0; r < rows; r++) finish_codes<OTHER, LOW>(e, sums + r * COLUMNS, task.out[pixel + r], column, alpha, beta, high, order);
+}
+
+using WideFinish = void (*)(const Epilogue&, const Task&, const int32_t*, int64_t, int, int64_t);
+constexpr WideFinish WIDE_FINISH[] = {finish_wide<false, false>, finish_wide<false, true>, finish_wide<true, false>, finish_wide<true, true>};
+
+void finish_tile(const Conv& p, const Epilogue& e, const Phase& phase, const Task& task, int32_t* sums, int64_t pixel, int rows, int64_t column, int64_t end) {
+  if (p.direct && !p.sample_scale && end - column >= COLUMNS && (!p.other || p.other_type == U8))
+    return WIDE_FINISH[(p.other ? 2 : 0) + (p.low > 0)](e, task, sums, pixel, rows, column);
+  for (int64_t v = 0; v < COLUMNS && column + v < end; v += 16) {
+    const int64_t n = column + v;
+    const __mmask16 mask = lanes(end - n);
+    const __m512 alpha = _mm512_maskz_loadu_ps(mask, p.alpha + n), beta = _mm512_maskz_loadu_ps(mask, p.beta + n);
+    for (int r = 0; r < rows; r++) {
+      __m512i sum = _mm512_loadu_si512(sums + r * COLUMNS + v);
+      float sample = 1.0f;
+      if (p.sample_scale) {
+        const int64_t image = task.image[pixel + r];
+        const __m512i offset = _mm512_maskz_loadu_epi32(mask, phase.offset + n);
+        sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(_mm512_set1_epi32(p.sample_zero[image]), offset));
+        sample = p.sample_scale[image];
+      }
+      finish_lanes(e, sum, task.out[pixel + r], n, mask, alpha, beta, sample);
+    }
+  }
+}
+
+void run_task(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t first, int64_t count, int64_t panel, int64_t panel_end) {
+  static thread_local Task task;
+  alignas(64) int32_t sums[ROWS * COLUMNS], start[COLUMNS];
+  const Epilogue e = epilogue(p);
+  const int64_t taps = phase.taps.size(), all_taps = p.fold ? p.kernel[0] * p.kernel[1] : p.kernel[0] * p.kernel[1] * p.kernel[2];
+  const int64_t per_group = p.channels / p.groups, width = p.fold ? p.kernel[2] * p.channels : per_group;
+  const int64_t n_group = p.n / p.groups, panels = (n_group + COLUMNS - 1) / COLUMNS;
+  const int64_t tap_lanes = (width + 3) / 4 * COLUMNS;
+  const int64_t groups4 = p.fold ? (width + 3) / 4 : width / 4;
+  const int rest = p.fold ? 0 : static_cast<int>(width % 4);
+  static thread_local std::vector<int32_t> gathered;
+  write_rows(p, phase, zeros, first, count, task);
+  const int64_t tiles = (count + ROWS - 1) / ROWS;
+  for (int64_t j = panel; j < panel_end; j++) {
+    const int64_t group = j / panels, column = group * n_group + j % panels * COLUMNS, end = (group + 1) * n_group;
+    const int32_t* w = reinterpret_cast<const int32_t*>(p.w) + j * all_taps * tap_lanes;
+    if (taps != all_taps) {  // a phase of a transposed convolution: its taps side by side
+      gathered.resize(taps * tap_lanes);
+      for (int64_t t = 0; t < taps; t++) std::memcpy(gathered.data() + t * tap_lanes, w + phase.taps[t].index * tap_lanes, tap_lanes * 4);
+      w = gathered.data();
+    }
+    for (int64_t c = 0; c < COLUMNS; c++) start[c] = !p.sample_scale && column + c < end ? -phase.offset[column + c] : 0;
+    const int vectors = static_cast<int>(std::min<int64_t>(WIDE, (end - column + 15) / 16));
+    for (int64_t i = 0; i < tiles; i++) {
+      const int64_t pixel = i * count / tiles;
+      const int rows = static_cast<int>((i + 1) * count / tiles - pixel);
+      const ConvTile tile = conv_choose((rows - 1) * WIDE + vectors - 1, std::make_integer_sequence<int, ROWS * WIDE>());
+      // each of the first four tiles asks for a quarter of the next panel
+      const int64_t quarter = all_taps * tap_lanes, here = i < 4 && j + 1 < panel_end ? quarter * (i + 4) : 0;
+      const char* ahead = reinterpret_cast<const char*>(w) + here;
+      tile(task.rows.data() + pixel, count, taps, p.fold ? 0 : group * per_group, groups4, rest, w, start, ahead, sums);
+      finish_tile(p, e, phase, task, sums, pixel, rows, column, end);
+    }
+  }
+}
+
+}  // namespace qpass
+
+extern "C" void qpass_conv(const qpass::Conv* args) {
+  using namespace qpass;
+  Conv p = *args;
+  static thread_local std::vector<uint8_t> padded, zeros;
+  if (p.fold) {
+    int64_t sizes[3];
+    pad(p, padded, sizes);
+    p.x = padded.data();
+    for (int i = 0; i < 3; i++) p.in[i] = sizes[i], p.padding[i] = 0;
+  }
+  const int64_t images = p.sample_zero ? p.batch : 1, row = p.channels + SLACK;
+  zeros.resize(images * row);
+  for (int64_t b = 0; b < images; b++) std::memset(zeros.data() + b * row, p.sample_zero ? p.sample_zero[b] : p.x_zero, row);
+  const uint8_t* zero = zeros.data();
+  const bool depthwise = p.groups == p.channels && p.n == p.channels && p.groups > 1 && !p.transposed;
+  const int64_t panels = depthwise ? 1 : p.groups * ((p.n / p.groups + COLUMNS - 1) / COLUMNS);
+  for (const Phase& phase : phases_of(p)) {
+    if (phase.pixels == 0 || p.n == 0) continue;
+    const int64_t wanted = 4 * p.threads, most = depthwise ? PIXELS : phase.pixels <= 2 * PIXELS ? phase.pixels : PIXELS;
+    const int64_t chunks = (phase.pixels + most - 1) / most;
+    const int64_t splits = std::clamp<int64_t>((wanted + chunks - 1) / chunks, 1, panels);
+    const bool parallel = p.threads > 1 && phase.pixels * p.n * (p.channels / p.groups) * static_cast<int64_t>(phase.taps.size()) > (1 << 18);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(p.threads) if (parallel)
+    for (int64_t task = 0; task < chunks * splits; task++) {
+      const int64_t c = task / splits, s = task % splits;
+      const int64_t first = c * phase.pixels / chunks, count = (c + 1) * phase.pixels / chunks - first;
+      if (depthwise)
+        run_depthwise(p, phase, zero, first, count);
+      else
+        run_task(p, phase, zero, first, count, s * panels / splits, (s + 1) * panels / splits);
+    }
+  }
+}

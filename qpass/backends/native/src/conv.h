@@ -1,0 +1,60 @@
+// What the convolution kernels are given, and where each output pixel finds its inputs.
+//
+// A task is a chunk of output pixels. For each tap of the kernel it has one pointer a pixel: to the channels of a pixel of the image, or to
+// a row of zero points where the tap falls outside. So the kernels multiply rows by weights and know nothing of strides and borders.
+#pragma once
+#include <vector>
+
+#include "epilogue.h"
+
+namespace qpass {
+
+constexpr int64_t PIXELS = 48;  // of a task, at most
+constexpr int64_t SLACK = 64;   // bytes that may be read behind a row
+
+struct Conv {
+  const uint8_t* x;
+  const int8_t* w;
+  const float *alpha, *beta, *slope, *sample_scale;
+  const int32_t *offset, *sample_zero;
+  const void* other;
+  void* out;
+  int64_t batch, channels, n, groups, ld;  // ld: bytes from a pixel to the next, where the image is some channels of a wider one
+  int64_t in[3], size[3], kernel[3], stride[3], padding[3], dilation[3];
+  int32_t transposed, x_zero, act, out_type, other_type, direct, threads, fold;
+  float other_scale, other_zero, low, high, out_inverse, out_zero, out_max;
+};
+
+struct Tap {
+  int64_t index, at[3];  // place in the packed weight; kernel position
+};
+
+struct Phase {
+  int64_t first[3], step[3], count[3], pixels;  // output positions first + step * i, i < count, of each axis
+  std::vector<Tap> taps;
+  const int32_t* offset;
+};
+
+struct Task {
+  std::vector<const uint8_t*> rows;  // [tap][pixel]
+  std::vector<int64_t> out;          // row of the output of each pixel
+  std::vector<int64_t> image;        // which image
+};
+
+inline Epilogue epilogue(const Conv& p) {
+  return {p.alpha,  p.beta,        p.slope,      p.other, p.out,  p.n,           p.act,      p.out_type, p.other_type,
+          p.direct, p.other_scale, p.other_zero, p.low,   p.high, p.out_inverse, p.out_zero, p.out_max};
+}
+
+// the rows of output pixels first .. first + count - 1 of a phase
+void write_rows(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t first, int64_t count, Task& task);
+
+// the output pixels that see the same taps: all of them, or those of one remainder of a transposed convolution's strides
+std::vector<Phase> phases_of(const Conv& p);
+
+// the image with a border of zero points: then no tap falls outside, and a kernel's width is one run of bytes
+void pad(const Conv& p, std::vector<uint8_t>& to, int64_t* sizes);
+
+void run_depthwise(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t first, int64_t count);
+
+}  // namespace qpass

@@ -1,0 +1,62 @@
+"""What is known of one site before it is decided on, and the sentences for those that stay float."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from qpass.observations import Observations, Observed
+from qpass.plan import Decision, SiteInfo
+from qpass.schemes import Scheme
+
+NO_PARAMETER = "its weight is computed, not a parameter of the model"
+NOT_REAL = "its weight is {}, schemes quantize real floating-point weights"
+NOT_A_PARAMETER = "its weight is a buffer of the model, not a parameter"
+NOT_A_MATRIX = "its weight has {} dimensions, not two"
+BY_RECIPE = "the recipe leaves it in float"
+NOT_REACHED = "no calibration batch reached it, so its input has no range"
+FLOAT_TYPE = "weights and inputs become integers of 2 to 8 bits; {} has other types"
+
+
+def why_type(scheme: Scheme) -> str | None:
+    """None where a scheme's types are integers, or why not."""
+    weight, activation = scheme.weight, scheme.activation
+    integers = weight is not None and not weight.is_float and (activation is None or not activation.is_float)
+    return None if integers else FLOAT_TYPE.format(scheme)
+
+
+def describe(weights: Mapping[str, Tensor], info: SiteInfo, observations: Observations) -> Decision:
+    """The decision of a site as far as its weight and what was seen of its input say it: float, without a reason."""
+    shape: tuple[int, ...] = ()
+    if info.weight in weights:
+        shape = tuple(weights[info.weight].shape)
+        shape = shape[::-1] if info.transposed else shape
+    group = observations.groups.get(info.name, info.name)
+    observed = observations.observed.get(group)
+    lo, hi = (observed.range.lo, observed.range.hi) if observed and observed.rows else (None, None)
+    rows = observations.rows.get(info.name, 0)
+    return Decision(
+        info.name, info.operation, info.weight or "", shape, info.transposed, rows, group=group, lo=lo, hi=hi
+    )
+
+
+def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | None) -> str | None:
+    """None where the scheme can quantize the site, or the sentence that says why not."""
+    if scheme is None or scheme.weight is None:
+        return BY_RECIPE
+    unseen = observed is None or not observed.rows
+    return why_type(scheme) or (NOT_REACHED if scheme.needs_calibration and unseen else None)
+
+
+def why_weight(weights: Mapping[str, Tensor], decision: Decision) -> str | None:
+    """None where the weight is a matrix of real numbers that can be packed, or why not."""
+    if not decision.weight:
+        return NO_PARAMETER
+    if decision.weight not in weights:
+        return NOT_A_PARAMETER
+    weight = weights[decision.weight]
+    if not (weight.is_floating_point() and weight.dtype.itemsize > 1):
+        return NOT_REAL.format(str(weight.dtype).removeprefix("torch."))
+    linear = decision.operation == "linear"
+    return NOT_A_MATRIX.format(weight.dim()) if linear and weight.dim() != 2 else None
