@@ -4,6 +4,7 @@
     qpass.linear             qpass.packed_linear    onednn.qlinear_pointwise
       of float and integers  qpass.weight_only_linear   the reference
     qpass.conv               qpass.packed_conv      onednn.qconv_pointwise
+    quantize of an image     qpass.image_codes      a generated kernel
     attention in bfloat16    qpass.attention        two bmm and a generated softmax
     pointwise, reductions    one generated kernel a region
 
