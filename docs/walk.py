@@ -83,6 +83,13 @@ class Stem(nn.Module):
         return self.b(functional.max_pool2d(torch.relu(self.norm(self.a(x))), 2))
 
 
+class Shuffled(Stem):
+    """The same two convolutions with a channel shuffle between."""
+
+    def forward(self, x):
+        return self.b(functional.channel_shuffle(torch.relu(self.norm(self.a(x))), 4))
+
+
 def network() -> tuple[nn.Module, list[torch.Tensor]]:
     """The network of convolutions.md and its calibration batches: the page's first block makes them."""
     block = re.search(r"```python\n(.*?)```", (DOCS / "convolutions.md").read_text(), re.DOTALL)
@@ -94,7 +101,7 @@ def network() -> tuple[nn.Module, list[torch.Tensor]]:
     return page.model, page.batches
 
 
-SHAPES = {Stem: (8, 3, 18, 18)}
+SHAPES = dict.fromkeys((Stem, Shuffled), (8, 3, 18, 18))
 Kind = Callable[[], Any]  # of a model, or `network`
 
 
@@ -274,7 +281,7 @@ DUMPS = {
     "folded": change("insert-qdq", "fold-norm", Stem),
     "hoisted": change("fold-norm", "hoist", Stem),
     "conv-fused": change("hoist", "fuse", Stem),
-    "laid-out": change("lower", "layout", Stem),
+    "laid-out": change("lower", "layout", Shuffled),
     "conv-plan": lambda: decided(network),
     "conv-captured": block_captured,
     "conv-lines": lambda: block_lines("fuse", "max_pool"),

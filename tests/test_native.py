@@ -11,7 +11,7 @@ import qpass
 from qpass.backends import native
 from qpass.backends.cpu import native_lower
 from qpass.backends.emit import emit
-from qpass.backends.native import build
+from qpass.backends.native import build, image
 from qpass.backends.native.calls import native_calls
 from qpass.backends.native.conv_calls import CALLS as CONV_CALLS
 from qpass.backends.native.ops import OPS, unpack
@@ -38,7 +38,7 @@ def prepared(op, *args):
     node = graph.call_function(op, tuple(nodes))
     graph.output(node)
     gm = fx.GraphModule(module, graph)
-    calls = native_calls(gm, CONV_CALLS)
+    calls = native_calls(gm, (*CONV_CALLS, *image.CALLS))
     assert list(calls) == [node]
     return emit(gm, calls)
 

@@ -4,6 +4,7 @@
     qpass.linear             qpass.packed_linear    onednn.qlinear_pointwise
       of float and integers  qpass.weight_only_linear   the reference
     qpass.conv               qpass.packed_conv      onednn.qconv_pointwise
+    quantize of an image     qpass.image_codes      a generated kernel
     attention in bfloat16    qpass.attention        two bmm and a generated softmax
     pointwise, reductions    one generated kernel a region
 
@@ -27,9 +28,9 @@ from qpass.backends import Backend, attention, native, onednn, onednn_conv
 from qpass.backends.emit import emit
 from qpass.backends.inductor import compile_region
 from qpass.backends.laid_out import laid_out_calls
-from qpass.backends.native import conv_lower
+from qpass.backends.native import conv_lower, image
 from qpass.backends.native import lower as native_lower
-from qpass.backends.native.absorb import absorb
+from qpass.backends.native.absorb import absorb as absorb_quantizes
 from qpass.backends.native.calls import native_calls
 from qpass.backends.native.conv_calls import CALLS as CONV_CALLS
 from qpass.backends.regions import extract, find_regions, replace_regions, signature
@@ -108,6 +109,11 @@ def lower_conv(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     return conv_lower.lower_conv(gm, node)
 
 
+def absorb(gm: fx.GraphModule) -> int:
+    """Quantizes as part of the kernel in front of them, or as one that lays an image out too; returns their number."""
+    return absorb_quantizes(gm) + image.absorb_images(gm)
+
+
 KERNELS: dict[str, Callable[..., Any]] = {}  # of this process: another capture or model finds them by signature
 
 
@@ -124,7 +130,7 @@ def finish(gm: fx.GraphModule) -> Callable[..., Any]:
     nodes = replace_regions(gm, regions)
     calls = {node: (KERNELS[key], node.args) for node, key in zip(nodes, wanted, strict=True)}
     if native.unavailable() is None:
-        calls |= native_calls(gm, CONV_CALLS)
+        calls |= native_calls(gm, (*CONV_CALLS, *image.CALLS))
     return emit(gm, calls | laid_out_calls(gm, calls))
 
 

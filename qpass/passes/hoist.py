@@ -12,7 +12,7 @@ so are equal moves of it.
 
 1. scale and zero point are constants, the type is per tensor;
 2. every value that would be quantized is made by a convolution or is quantized with this scale already, so that nothing is
-   quantized twice that was quantized once.
+   quantized twice that was quantized once; nor does it matter who made what only this quantize reads padded.
 """
 
 from __future__ import annotations
@@ -126,7 +126,9 @@ def _become(gm: fx.GraphModule, node: fx.Node, other: fx.Node) -> int:
 
 def _move(gm: fx.GraphModule, node: fx.Node, key: Key) -> int:
     x = node.args[0]
-    if x.op != "call_function" or not _movable(x, key) or not all(_known(user, key) for user in x.users):
+    if x.op != "call_function" or not all(_known(user, key) for user in x.users):
+        return 0
+    if not _movable(x, key) and not (x.target in PADS and _pads_zero(x) and single_user(x) is node):
         return 0
     made = _moved(gm, x, node)
     return _become(gm, node, made) if made is not None else 0

@@ -14,6 +14,7 @@ LINEAR = struct.Struct("9P 6q 5i 2f")  # src/linear.cpp
 ATTENTION = struct.Struct("7P 7q 15q 4i f")  # src/attention.cpp
 NORM = struct.Struct("9P 2q 2i f")  # src/norm.cpp
 CONV = struct.Struct("10P 23q 8i 7f")  # src/conv.cpp
+IMAGE = struct.Struct("2P 3q i 3f")  # src/image.cpp
 POOL = struct.Struct("2P 20q i")  # src/pool.cpp
 
 OUT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}  # enum Type of src/epilogue.h

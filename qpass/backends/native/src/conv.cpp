@@ -57,25 +57,37 @@ inline ConvTile conv_choose(int at, std::integer_sequence<int, I...>) {
   return TILES[at];
 }
 
-template <bool OTHER, bool LOW>
-inline void finish_wide(const Epilogue& e, const Task& task, const int32_t* sums, int64_t pixel, int rows, int64_t column) {
+// V: vectors of 16 channels, of which the last may be partial; with V = 4 all 64 channels are there
+template <bool OTHER, bool LOW, int V>
+inline void finish_wide(const Epilogue& e, const Task& task, const int32_t* sums, int64_t pixel, int rows, int64_t column, int64_t end) {
   const __m512i order = packed_order();
+  const __mmask64 mask = V == 4 ? ~0ull : (1ull << (end - column)) - 1;
   __m512 alpha[4], beta[4], high[4];
   const __m512 shift = _mm512_set1_ps(OTHER ? e.other_zero * e.other_scale : 0.0f);
-  for (int v = 0; v < 4; v++) {
-    alpha[v] = _mm512_loadu_ps(e.alpha + column + 16 * v);
-    beta[v] = _mm512_sub_ps(_mm512_loadu_ps(e.beta + column + 16 * v), shift);
-    high[v] = e.slope ? _mm512_loadu_ps(e.slope + column + 16 * v) : _mm512_set1_ps(e.high);
+  for (int v = 0; v < V; v++) {
+    const __mmask16 some = static_cast<__mmask16>(mask >> 16 * v);
+    alpha[v] = _mm512_maskz_loadu_ps(some, e.alpha + column + 16 * v);
+    beta[v] = _mm512_sub_ps(_mm512_maskz_loadu_ps(some, e.beta + column + 16 * v), shift);
+    high[v] = e.slope ? _mm512_maskz_loadu_ps(some, e.slope + column + 16 * v) : _mm512_set1_ps(e.high);
   }
-  for (int r = 0; r < rows; r++) finish_codes<OTHER, LOW>(e, sums + r * COLUMNS, task.out[pixel + r], column, alpha, beta, high, order);
+  for (int r = 0; r < rows; r++) finish_codes<OTHER, LOW, V>(e, sums + r * COLUMNS, task.out[pixel + r], column, mask, alpha, beta, high, order);
 }
 
-using WideFinish = void (*)(const Epilogue&, const Task&, const int32_t*, int64_t, int, int64_t);
-constexpr WideFinish WIDE_FINISH[] = {finish_wide<false, false>, finish_wide<false, true>, finish_wide<true, false>, finish_wide<true, true>};
+using WideFinish = void (*)(const Epilogue&, const Task&, const int32_t*, int64_t, int, int64_t, int64_t);
+
+template <int... I>
+inline WideFinish choose_finish(int at, std::integer_sequence<int, I...>) {
+  static constexpr WideFinish FINISHES[] = {finish_wide<(I & 8) != 0, (I & 4) != 0, I % 4 + 1>...};
+  return FINISHES[at];
+}
 
 void finish_tile(const Conv& p, const Epilogue& e, const Phase& phase, const Task& task, int32_t* sums, int64_t pixel, int rows, int64_t column, int64_t end) {
-  if (p.direct && !p.sample_scale && end - column >= COLUMNS && (!p.other || p.other_type == U8))
-    return WIDE_FINISH[(p.other ? 2 : 0) + (p.low > 0)](e, task, sums, pixel, rows, column);
+  const int64_t left = end - column;
+  // a fourth vector that is partial goes the other way: V = 4 means whole
+  if (p.direct && !p.sample_scale && (left >= COLUMNS || left <= COLUMNS - 16) && (!p.other || p.other_type == U8)) {
+    const int vectors = static_cast<int>(std::min<int64_t>(WIDE, (left + 15) / 16));
+    return choose_finish((p.other ? 8 : 0) + (p.low > 0 ? 4 : 0) + vectors - 1, std::make_integer_sequence<int, 16>())(e, task, sums, pixel, rows, column, end);
+  }
   for (int64_t v = 0; v < COLUMNS && column + v < end; v += 16) {
     const int64_t n = column + v;
     const __mmask16 mask = lanes(end - n);

@@ -77,23 +77,29 @@ inline void finish_lanes(const Epilogue& p, __m512i sum, int64_t row, int64_t n,
   store_codes(static_cast<uint8_t*>(p.out) + at, mask, code, 0.0f, _mm512_set1_ps(p.out_max));
 }
 
-// 64 codes of four vectors of sums, written at once; where direct, without sample scales, and all 64 channels are there
-template <bool OTHER, bool LOW>  // codes are added; the smallest code is not 0, which packing clamps to
-inline void finish_codes(const Epilogue& p, const int32_t* sums, int64_t row, int64_t n, const __m512 (&alpha)[4], const __m512 (&beta)[4], const __m512 (&high)[4], __m512i order) {
+// the codes of V vectors of sums, written at once; where direct, without sample scales. mask: of the 64 channels those that are there
+template <bool OTHER, bool LOW, int V>  // codes are added; the smallest code is not 0, which packing clamps to
+inline void finish_codes(const Epilogue& p, const int32_t* sums, int64_t row, int64_t n, __mmask64 mask, const __m512 (&alpha)[4], const __m512 (&beta)[4], const __m512 (&high)[4], __m512i order) {
   const int64_t at = row * p.ld + n;
   const __m512 low = _mm512_set1_ps(p.low);
-  __m512i code[4];
+  __m512i code[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
 #pragma GCC unroll 4
-  for (int v = 0; v < 4; v++) {
+  for (int v = 0; v < V; v++) {
     __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums + 16 * v)), alpha[v], beta[v]);
     if (OTHER) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint8_t*>(p.other) + at + 16 * v));
+      const __m128i bytes = _mm_maskz_loadu_epi8(static_cast<__mmask16>(mask >> 16 * v), static_cast<const uint8_t*>(p.other) + at + 16 * v);
       y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), _mm512_set1_ps(p.other_scale), y);
     }
     code[v] = _mm512_cvtps_epi32(_mm512_min_ps(LOW ? _mm512_max_ps(y, low) : y, high[v]));
   }
+  uint8_t* out = static_cast<uint8_t*>(p.out) + at;
+  if (V == 1) return _mm_mask_storeu_epi8(out, static_cast<__mmask16>(mask), _mm512_cvtusepi32_epi8(_mm512_max_epi32(code[0], _mm512_setzero_si512())));
   const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(code[0], code[1]), _mm512_packs_epi32(code[2], code[3]));
-  _mm512_storeu_si512(static_cast<uint8_t*>(p.out) + at, _mm512_permutexvar_epi32(order, packed));
+  const __m512i ordered = _mm512_permutexvar_epi32(order, packed);
+  if (V == 4)
+    _mm512_storeu_si512(out, ordered);
+  else
+    _mm512_mask_storeu_epi8(out, mask, ordered);
 }
 
 // the order that undoes what packing does to dwords
