@@ -15,79 +15,76 @@
 
 namespace qpass {
 
+// R pixels by V vectors of channels: what to multiply, and where to the sums or, finished, the codes go
+struct ConvTile {
+  const uint8_t* const* rows;  // [tap][pixel]
+  int64_t ld, taps, channel, groups;
+  int rest;  // bytes of a tap beyond the last whole group
+  const int32_t *b, *start;
+  const char* ahead;  // of the next panel, to ask for
+  int32_t* sums;      // [R][64], where the codes are not written at once
+  const Epilogue* epilogue;
+  const Panel* panel;  // where they are
+  const int64_t* out;  // rows of the output
+};
+
 template <int R, int V>
-void conv_tile(const uint8_t* const* rows, int64_t ld, int64_t taps, int64_t channel, int64_t groups, int rest, const int32_t* b, const int32_t* start, const char* ahead, int32_t* out) {
+void conv_tile(const ConvTile& p) {
   __m512i sum[R][V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++) {
-    const __m512i first = _mm512_loadu_si512(start + 16 * v);
+    const __m512i first = _mm512_loadu_si512(p.start + 16 * v);
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) sum[r][v] = first;
   }
-  for (int64_t t = 0; t < taps; t++) {
+  const int32_t* b = p.b;
+  const char* ahead = p.ahead;
+  for (int64_t t = 0; t < p.taps; t++) {
     const uint8_t* a[R];
 #pragma GCC unroll 6
-    for (int r = 0; r < R; r++) a[r] = rows[t * ld + r] + channel;
-    for (int64_t g = 0; g < groups; g++, b += COLUMNS, ahead += 64) {
+    for (int r = 0; r < R; r++) a[r] = p.rows[t * p.ld + r] + p.channel;
+    for (int64_t g = 0; g < p.groups; g++, b += COLUMNS, ahead += 64) {
       _mm_prefetch(ahead, _MM_HINT_T1);
       int32_t four[R];
 #pragma GCC unroll 6
       for (int r = 0; r < R; r++) std::memcpy(&four[r], a[r] + 4 * g, 4);
       step<Bytes, R, V>(sum, four, b);
     }
-    if (rest) {
+    if (p.rest) {
       int32_t four[R] = {};
-      for (int r = 0; r < R; r++) std::memcpy(&four[r], a[r] + 4 * groups, rest);
+      for (int r = 0; r < R; r++) std::memcpy(&four[r], a[r] + 4 * p.groups, p.rest);
       step<Bytes, R, V>(sum, four, b);
       b += COLUMNS;
     }
   }
+  if (p.panel) {
+    const __m512i order = packed_order();
+    if (p.epilogue->other) {
+#pragma GCC unroll 6
+      for (int r = 0; r < R; r++) finish_codes<true, V>(*p.epilogue, *p.panel, p.out[r], sum[r], order);
+    } else {
+#pragma GCC unroll 6
+      for (int r = 0; r < R; r++) finish_codes<false, V>(*p.epilogue, *p.panel, p.out[r], sum[r], order);
+    }
+    return;
+  }
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) _mm512_storeu_si512(out + r * COLUMNS + 16 * v, sum[r][v]);
+    for (int v = 0; v < V; v++) _mm512_storeu_si512(p.sums + r * COLUMNS + 16 * v, sum[r][v]);
   }
 }
 
-using ConvTile = void (*)(const uint8_t* const*, int64_t, int64_t, int64_t, int64_t, int, const int32_t*, const int32_t*, const char*, int32_t*);
+using RunTile = void (*)(const ConvTile&);
 
 template <int... I>
-inline ConvTile conv_choose(int at, std::integer_sequence<int, I...>) {
-  static constexpr ConvTile TILES[] = {conv_tile<I / WIDE + 1, I % WIDE + 1>...};
+inline RunTile conv_choose(int at, std::integer_sequence<int, I...>) {
+  static constexpr RunTile TILES[] = {conv_tile<I / WIDE + 1, I % WIDE + 1>...};
   return TILES[at];
 }
 
-// V: vectors of 16 channels, of which the last may be partial; with V = 4 all 64 channels are there
-template <bool OTHER, bool LOW, int V>
-inline void finish_wide(const Epilogue& e, const Task& task, const int32_t* sums, int64_t pixel, int rows, int64_t column, int64_t end) {
-  const __m512i order = packed_order();
-  const __mmask64 mask = V == 4 ? ~0ull : (1ull << (end - column)) - 1;
-  __m512 alpha[4], beta[4], high[4];
-  const __m512 shift = _mm512_set1_ps(OTHER ? e.other_zero * e.other_scale : 0.0f);
-  for (int v = 0; v < V; v++) {
-    const __mmask16 some = static_cast<__mmask16>(mask >> 16 * v);
-    alpha[v] = _mm512_maskz_loadu_ps(some, e.alpha + column + 16 * v);
-    beta[v] = _mm512_sub_ps(_mm512_maskz_loadu_ps(some, e.beta + column + 16 * v), shift);
-    high[v] = e.slope ? _mm512_maskz_loadu_ps(some, e.slope + column + 16 * v) : _mm512_set1_ps(e.high);
-  }
-  for (int r = 0; r < rows; r++) finish_codes<OTHER, LOW, V>(e, sums + r * COLUMNS, task.out[pixel + r], column, mask, alpha, beta, high, order);
-}
-
-using WideFinish = void (*)(const Epilogue&, const Task&, const int32_t*, int64_t, int, int64_t, int64_t);
-
-template <int... I>
-inline WideFinish choose_finish(int at, std::integer_sequence<int, I...>) {
-  static constexpr WideFinish FINISHES[] = {finish_wide<(I & 8) != 0, (I & 4) != 0, I % 4 + 1>...};
-  return FINISHES[at];
-}
-
-void finish_tile(const Conv& p, const Epilogue& e, const Phase& phase, const Task& task, int32_t* sums, int64_t pixel, int rows, int64_t column, int64_t end) {
-  const int64_t left = end - column;
-  // a fourth vector that is partial goes the other way: V = 4 means whole
-  if (p.direct && !p.sample_scale && (left >= COLUMNS || left <= COLUMNS - 16) && (!p.other || p.other_type == U8)) {
-    const int vectors = static_cast<int>(std::min<int64_t>(WIDE, (left + 15) / 16));
-    return choose_finish((p.other ? 8 : 0) + (p.low > 0 ? 4 : 0) + vectors - 1, std::make_integer_sequence<int, 16>())(e, task, sums, pixel, rows, column, end);
-  }
+// any epilogue
+void finish_tile(const Conv& p, const Epilogue& e, const Phase& phase, const Task& task, const int32_t* sums, int64_t pixel, int rows, int64_t column, int64_t end) {
   for (int64_t v = 0; v < COLUMNS && column + v < end; v += 16) {
     const int64_t n = column + v;
     const __mmask16 mask = lanes(end - n);
@@ -110,6 +107,7 @@ void run_task(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t f
   static thread_local Task task;
   alignas(64) int32_t sums[ROWS * COLUMNS], start[COLUMNS];
   const Epilogue e = epilogue(p);
+  const bool quick = p.direct && !p.sample_scale && (!p.other || p.other_type == U8);
   const int64_t taps = phase.taps.size(), all_taps = p.fold ? p.kernel[0] * p.kernel[1] : p.kernel[0] * p.kernel[1] * p.kernel[2];
   const int64_t per_group = p.channels / p.groups, width = p.fold ? p.kernel[2] * p.channels : per_group;
   const int64_t n_group = p.n / p.groups, panels = (n_group + COLUMNS - 1) / COLUMNS;
@@ -129,15 +127,18 @@ void run_task(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t f
     }
     for (int64_t c = 0; c < COLUMNS; c++) start[c] = !p.sample_scale && column + c < end ? -phase.offset[column + c] : 0;
     const int vectors = static_cast<int>(std::min<int64_t>(WIDE, (end - column + 15) / 16));
+    const Panel panel = quick ? panel_of(e, column, end) : Panel();
+    ConvTile tile{nullptr, count, taps, p.fold ? 0 : group * per_group, groups4, rest, w, start, nullptr, sums, &e, quick ? &panel : nullptr, nullptr};
     for (int64_t i = 0; i < tiles; i++) {
       const int64_t pixel = i * count / tiles;
       const int rows = static_cast<int>((i + 1) * count / tiles - pixel);
-      const ConvTile tile = conv_choose((rows - 1) * WIDE + vectors - 1, std::make_integer_sequence<int, ROWS * WIDE>());
       // each of the first four tiles asks for a quarter of the next panel
       const int64_t quarter = all_taps * tap_lanes, here = i < 4 && j + 1 < panel_end ? quarter * (i + 4) : 0;
-      const char* ahead = reinterpret_cast<const char*>(w) + here;
-      tile(task.rows.data() + pixel, count, taps, p.fold ? 0 : group * per_group, groups4, rest, w, start, ahead, sums);
-      finish_tile(p, e, phase, task, sums, pixel, rows, column, end);
+      tile.ahead = reinterpret_cast<const char*>(w) + here;
+      tile.rows = task.rows.data() + pixel;
+      tile.out = task.out.data() + pixel;
+      conv_choose((rows - 1) * WIDE + vectors - 1, std::make_integer_sequence<int, ROWS * WIDE>())(tile);
+      if (!quick) finish_tile(p, e, phase, task, sums, pixel, rows, column, end);
     }
   }
 }
@@ -159,19 +160,20 @@ extern "C" void qpass_conv(const qpass::Conv* args) {
   for (int64_t b = 0; b < images; b++) std::memset(zeros.data() + b * row, p.sample_zero ? p.sample_zero[b] : p.x_zero, row);
   const uint8_t* zero = zeros.data();
   const bool depthwise = p.groups == p.channels && p.n == p.channels && p.groups > 1 && !p.transposed;
-  const int64_t panels = depthwise ? 1 : p.groups * ((p.n / p.groups + COLUMNS - 1) / COLUMNS);
+  const int64_t panels = depthwise ? (p.n + COLUMNS - 1) / COLUMNS : p.groups * ((p.n / p.groups + COLUMNS - 1) / COLUMNS);
   for (const Phase& phase : phases_of(p)) {
     if (phase.pixels == 0 || p.n == 0) continue;
-    const int64_t wanted = 4 * p.threads, most = depthwise ? PIXELS : phase.pixels <= 2 * PIXELS ? phase.pixels : PIXELS;
-    const int64_t chunks = (phase.pixels + most - 1) / most;
+    const int64_t units = depthwise ? depthwise_units(p, phase) : phase.pixels, pixels = phase.pixels / units;  // of a unit
+    const int64_t wanted = 4 * p.threads, usual = std::max<int64_t>(1, PIXELS / pixels), most = !depthwise && units <= 2 * usual ? units : usual;
+    const int64_t chunks = (units + most - 1) / most;
     const int64_t splits = std::clamp<int64_t>((wanted + chunks - 1) / chunks, 1, panels);
     const bool parallel = p.threads > 1 && phase.pixels * p.n * (p.channels / p.groups) * static_cast<int64_t>(phase.taps.size()) > (1 << 18);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(p.threads) if (parallel)
     for (int64_t task = 0; task < chunks * splits; task++) {
       const int64_t c = task / splits, s = task % splits;
-      const int64_t first = c * phase.pixels / chunks, count = (c + 1) * phase.pixels / chunks - first;
+      const int64_t first = c * units / chunks, count = (c + 1) * units / chunks - first;
       if (depthwise)
-        run_depthwise(p, phase, zero, first, count);
+        run_depthwise(p, phase, zero, first, count, s * panels / splits, (s + 1) * panels / splits);
       else
         run_task(p, phase, zero, first, count, s * panels / splits, (s + 1) * panels / splits);
     }

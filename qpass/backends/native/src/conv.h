@@ -55,6 +55,14 @@ std::vector<Phase> phases_of(const Conv& p);
 // the image with a border of zero points: then no tap falls outside, and a kernel's width is one run of bytes
 void pad(const Conv& p, std::vector<uint8_t>& to, int64_t* sizes);
 
-void run_depthwise(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t first, int64_t count);
+// where a tap of the output position `out` on one axis lies in the image; an exact division within a phase
+inline int64_t locate(const Conv& p, int axis, int64_t out, const Tap& tap) {
+  if (p.transposed) return (out + p.padding[axis] - tap.at[axis] * p.dilation[axis]) / p.stride[axis];
+  return out * p.stride[axis] - p.padding[axis] + tap.at[axis] * p.dilation[axis];
+}
+
+// depthwise.cpp: how many units of work there are (output lines, or pixels), and some of them for some panels of 64 channels
+int64_t depthwise_units(const Conv& p, const Phase& phase);
+void run_depthwise(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t first, int64_t count, int64_t panel, int64_t panel_end);
 
 }  // namespace qpass

@@ -5,12 +5,6 @@
 
 namespace qpass {
 
-// where a tap of the output position `out` on one axis lies in the image; an exact division within a phase
-inline int64_t locate(const Conv& p, int axis, int64_t out, const Tap& tap) {
-  if (p.transposed) return (out + p.padding[axis] - tap.at[axis] * p.dilation[axis]) / p.stride[axis];
-  return out * p.stride[axis] - p.padding[axis] + tap.at[axis] * p.dilation[axis];
-}
-
 // a run of pixels i .. i + run - 1 of one output line: their rows for each tap
 inline void write_run(const Conv& p, const Phase& phase, const uint8_t* image, const uint8_t* zero, const int64_t* out, int64_t i, int64_t run, int64_t count, Task& task) {
   const int64_t move = p.transposed ? 1 : p.stride[2], width = p.in[2], ld = p.ld;

@@ -3,7 +3,7 @@
 // Four taps a, b, c, d of 64 channels are interleaved to a0 b0 c0 d0 a1 b1 .., which the product instruction sums to one lane a channel.
 // Unpacking works in the quarters of a register, so vector j holds the channels 16 q + 4 j + 0 .. 3 of quarters q = 0 .. 3; sums and factors
 // stay in that order until packing to codes undoes it. Weights lie as [C / 64][taps / 4][4 vectors][16 lanes][4 taps]. Of 3 x 3 taps each
-// column is filled up with a tap of weight 0, so that an interleaved column serves the next pixel of the line too.
+// column is filled up with a tap of weight 0, so that an interleaved column serves every output of the line that sees it.
 #include <algorithm>
 
 #include "conv.h"
@@ -51,42 +51,47 @@ inline __m512i codes(const uint8_t* from, const Block& block) {
 }
 
 // any epilogue: the sums in the order of channels
-void finish_slow(const Conv& p, const Phase& phase, const Task& task, const Block& block, int64_t i, __m512i (&sum)[4]) {
+__attribute__((noinline)) void finish_slow(const Conv& p, const int32_t* offset, const Block& block, int64_t row, int64_t image, __m512i (&sum)[4]) {
   const Epilogue e = epilogue(p);
-  const int64_t image = task.image[i], left = p.n - block.channel;
+  const int64_t left = p.n - block.channel;
   turn(sum);
   for (int q = 0; q < 4 && left > q * 16; q++) {
     const int64_t n = block.channel + q * 16;
     const __mmask16 some = lanes(left - q * 16);
     if (p.sample_scale) {
-      const __m512i offset = _mm512_maskz_loadu_epi32(some, phase.offset + n);
-      sum[q] = _mm512_sub_epi32(sum[q], _mm512_mullo_epi32(_mm512_set1_epi32(p.sample_zero[image]), offset));
+      const __m512i zero = _mm512_maskz_loadu_epi32(some, offset + n);
+      sum[q] = _mm512_sub_epi32(sum[q], _mm512_mullo_epi32(_mm512_set1_epi32(p.sample_zero[image]), zero));
     }
     const float sample = p.sample_scale ? p.sample_scale[image] : 1.0f;
-    finish_lanes(e, sum[q], task.out[i], n, some, _mm512_maskz_loadu_ps(some, p.alpha + n), _mm512_maskz_loadu_ps(some, p.beta + n), sample);
+    finish_lanes(e, sum[q], row, n, some, _mm512_maskz_loadu_ps(some, p.alpha + n), _mm512_maskz_loadu_ps(some, p.beta + n), sample);
   }
 }
 
-// QUICK: codes that an activation only clamps, of one zero point, with nothing added
+// QUICK: codes that an activation only clamps, of one zero point, with nothing added. row: of the output; offset: of the phase
 template <bool QUICK, bool FULL>
-__attribute__((always_inline)) inline void finish_sums(const Conv& p, const Phase& phase, const Task& task, const Block& block, int64_t i, __m512i (&sum)[4]) {
-  if (!QUICK) return finish_slow(p, phase, task, block, i, sum);
+__attribute__((always_inline)) inline void finish_sums(const Conv& p, const int32_t* offset, const Block& block, int64_t row, int64_t image, const __m512i (&sum)[4]) {
+  __m512i code[4];
+  if (!QUICK) {
+    for (int j = 0; j < 4; j++) code[j] = sum[j];
+    return finish_slow(p, offset, block, row, image, code);
+  }
   const __m512 low = _mm512_set1_ps(p.low);
 #pragma GCC unroll 4
   for (int j = 0; j < 4; j++) {
     const __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[j]), block.alpha[j], block.beta[j]);
-    sum[j] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, low), block.high[j]));
+    code[j] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, low), block.high[j]));
   }
-  const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(sum[0], sum[1]), _mm512_packs_epi32(sum[2], sum[3]));
-  uint8_t* out = static_cast<uint8_t*>(p.out) + task.out[i] * p.n + block.channel;
+  const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(code[0], code[1]), _mm512_packs_epi32(code[2], code[3]));
+  uint8_t* out = static_cast<uint8_t*>(p.out) + row * p.n + block.channel;
   if (FULL)
     _mm512_storeu_si512(out, packed);
   else
     _mm512_mask_storeu_epi8(out, block.mask, packed);
 }
 
+// any kernel: pixels first .. first + count - 1 of the task's rows
 template <bool QUICK, bool FULL>
-void each_pixel(const Conv& p, const Phase& phase, const Task& task, const Block& block, int64_t, int64_t count) {
+void each_pixel(const Conv& p, const Phase& phase, const Task& task, const Block& block, int64_t count) {
   const int64_t taps = phase.taps.size();
   for (int64_t i = 0; i < count; i++) {
     __m512i sum[4] = {block.start[0], block.start[1], block.start[2], block.start[3]}, x[4];
@@ -98,56 +103,95 @@ void each_pixel(const Conv& p, const Phase& phase, const Task& task, const Block
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) Bytes::dot(sum[j], x[j], _mm512_loadu_si512(w + 64 * j));
     }
-    finish_sums<QUICK, FULL>(p, phase, task, block, i, sum);
+    finish_sums<QUICK, FULL>(p, phase.offset, block, task.out[i], task.image[i], sum);
   }
 }
 
-// 3 x 3 taps: the next pixel of a line has all but SHIFT columns in common with this one
+// one output line of a kernel of 3 lines by 3: where these lie, and how far their pixels are apart (0: a line of zero points)
+struct Line {
+  const uint8_t *from[3], *zero;
+  int64_t move[3], row, image;
+};
+
+struct Sums {
+  __m512i lane[4];
+};
+
+// A column of three pixels is interleaved once and added to each output that sees it. SHIFT: columns from an output to the next.
 template <bool QUICK, bool FULL, int SHIFT>
-void each_line(const Conv& p, const Phase& phase, const Task& task, const Block& block, int64_t first, int64_t count) {
-  const int64_t width = phase.count[2];
-  __m512i x[3][4];
-  for (int64_t i = 0, at = first % width; i < count; i++, at = at + 1 == width ? 0 : at + 1) {
-    const uint8_t* const* rows = task.rows.data() + i;
-    const auto column = [&](int c) __attribute__((always_inline)) {
-      interleave(codes<FULL>(rows[c * count], block), codes<FULL>(rows[(3 + c) * count], block), codes<FULL>(rows[(6 + c) * count], block), _mm512_setzero_si512(), x[c]);
-    };
+void each_line(const Conv& p, const int32_t* offset, const Block& block, const Line& line, int64_t count) {
+  const int64_t width = p.in[2], step = SHIFT == 3 ? p.stride[2] : SHIFT * p.dilation[2];
+  const Sums start = {{block.start[0], block.start[1], block.start[2], block.start[3]}};
+  const auto column = [&](int64_t x, __m512i(&to)[4]) __attribute__((always_inline)) {
+    const bool inside = static_cast<uint64_t>(x) < static_cast<uint64_t>(width);
+    __m512i in[3];
 #pragma GCC unroll 3
-    for (int c = 0; c < 3 - SHIFT; c++) {
-      if (i == 0 || at == 0)
-        column(c);
-      else
-        for (int j = 0; j < 4; j++) x[c][j] = x[c + SHIFT][j];
-    }
-#pragma GCC unroll 3
-    for (int c = 3 - SHIFT; c < 3; c++) column(c);
-    __m512i sum[4] = {block.start[0], block.start[1], block.start[2], block.start[3]};
-#pragma GCC unroll 3
-    for (int c = 0; c < 3; c++) {
+    for (int k = 0; k < 3; k++) in[k] = codes<FULL>(inside ? line.from[k] + x * line.move[k] : line.zero, block);
+    interleave(in[0], in[1], in[2], _mm512_setzero_si512(), to);
+  };
+  const auto add = [&](Sums& sums, const __m512i(&x)[4], int tap) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) Bytes::dot(sum[j], x[c][j], _mm512_loadu_si512(block.w + 256 * c + 64 * j));
-    }
-    finish_sums<QUICK, FULL>(p, phase, task, block, i, sum);
+    for (int j = 0; j < 4; j++) Bytes::dot(sums.lane[j], x[j], _mm512_loadu_si512(block.w + 256 * tap + 64 * j));
+  };
+  Sums a = start, b = start, c = start;
+  int64_t x = -p.padding[2];
+  const int64_t d = p.dilation[2];
+  __m512i in[4];
+  if (SHIFT < 3) column(x, in), add(a, in, 0);
+  if (SHIFT == 1) column(x + d, in), add(a, in, 1), add(b, in, 0);
+  for (int64_t i = 0; i < count; i++, x += step) {
+    if (SHIFT == 3) column(x, in), add(a, in, 0);
+    if (SHIFT > 1) column(x + d, in), add(a, in, 1);
+    column(x + 2 * d, in), add(a, in, 2);
+    if (SHIFT == 1) add(b, in, 1), add(c, in, 0);
+    if (SHIFT == 2) add(b, in, 0);
+    finish_sums<QUICK, FULL>(p, offset, block, line.row + i, line.image, a.lane);
+    a = SHIFT == 3 ? start : b;
+    b = SHIFT == 1 ? c : start;
+    c = start;
   }
 }
 
 template <bool QUICK, bool FULL>
-void run(const Conv& p, const Phase& phase, const Task& task, const Block& block, int64_t first, int64_t count) {
-  if (!by_columns(p)) return each_pixel<QUICK, FULL>(p, phase, task, block, first, count);
-  if (p.stride[2] == p.dilation[2]) return each_line<QUICK, FULL, 1>(p, phase, task, block, first, count);
-  if (p.stride[2] == 2 * p.dilation[2]) return each_line<QUICK, FULL, 2>(p, phase, task, block, first, count);
-  each_line<QUICK, FULL, 3>(p, phase, task, block, first, count);
+void run(const Conv& p, const Phase& phase, const Task& task, const std::vector<Line>& lines, const Block& block, int64_t count) {
+  if (!by_columns(p)) return each_pixel<QUICK, FULL>(p, phase, task, block, count);
+  const int64_t move = p.stride[2], once = p.dilation[2];
+  const auto walk = move == once ? each_line<QUICK, FULL, 1> : move == 2 * once ? each_line<QUICK, FULL, 2> : each_line<QUICK, FULL, 3>;
+  for (const Line& line : lines) walk(p, phase.offset, block, line, phase.count[2]);
 }
 
-void run_depthwise(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t first, int64_t count) {
+void write_lines(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t first, int64_t count, std::vector<Line>& lines) {
+  lines.resize(count);
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t y = (first + i) % phase.count[1], rest = (first + i) / phase.count[1], z = rest % phase.count[0], image = rest / phase.count[0];
+    const uint8_t* zero = zeros + (p.sample_zero ? image * (p.channels + SLACK) : 0);
+    Line line{{zero, zero, zero}, zero, {0, 0, 0}, (first + i) * phase.count[2], image};
+    for (int k = 0; k < 3; k++) {
+      const Tap& tap = phase.taps[3 * k];
+      const int64_t d = locate(p, 0, z, tap), h = locate(p, 1, y, tap);
+      if (d < 0 || d >= p.in[0] || h < 0 || h >= p.in[1]) continue;
+      line.from[k] = p.x + ((image * p.in[0] + d) * p.in[1] + h) * p.in[2] * p.ld;
+      line.move[k] = p.ld;
+    }
+    lines[i] = line;
+  }
+}
+
+int64_t depthwise_units(const Conv& p, const Phase& phase) { return by_columns(p) ? phase.pixels / phase.count[2] : phase.pixels; }
+
+void run_depthwise(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t first, int64_t count, int64_t panel, int64_t panel_end) {
   static thread_local Task task;
+  static thread_local std::vector<Line> lines;
   const int64_t fours = by_columns(p) ? 3 : (static_cast<int64_t>(phase.taps.size()) + 3) / 4;
   const bool quick = p.direct && !p.sample_scale && !p.other;
-  write_rows(p, phase, zeros, first, count, task);
-  for (int64_t channel = 0; channel < p.channels; channel += 64) {
-    const int64_t left = p.channels - channel;
+  if (by_columns(p))
+    write_lines(p, phase, zeros, first, count, lines);
+  else
+    write_rows(p, phase, zeros, first, count, task);
+  for (; panel < panel_end; panel++) {
+    const int64_t channel = panel * 64, left = p.channels - channel;
     Block block;
-    block.w = p.w + channel / 64 * fours * 256;
+    block.w = p.w + panel * fours * 256;
     block.channel = channel;
     block.mask = left >= 64 ? ~0ull : (1ull << left) - 1;
     load_turned(phase.offset + channel, p.sample_scale ? 0 : block.mask, block.start);
@@ -157,9 +201,9 @@ void run_depthwise(const Conv& p, const Phase& phase, const uint8_t* zeros, int6
     for (int j = 0; j < 4; j++) block.high[j] = _mm512_set1_ps(p.high);
     if (p.slope) load_turned(p.slope + channel, block.mask, reinterpret_cast<__m512i(&)[4]>(block.high));
     if (left >= 64)
-      quick ? run<true, true>(p, phase, task, block, first, count) : run<false, true>(p, phase, task, block, first, count);
+      quick ? run<true, true>(p, phase, task, lines, block, count) : run<false, true>(p, phase, task, lines, block, count);
     else
-      quick ? run<true, false>(p, phase, task, block, first, count) : run<false, false>(p, phase, task, block, first, count);
+      quick ? run<true, false>(p, phase, task, lines, block, count) : run<false, false>(p, phase, task, lines, block, count);
   }
 }
 

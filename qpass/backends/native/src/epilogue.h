@@ -77,32 +77,53 @@ inline void finish_lanes(const Epilogue& p, __m512i sum, int64_t row, int64_t n,
   store_codes(static_cast<uint8_t*>(p.out) + at, mask, code, 0.0f, _mm512_set1_ps(p.out_max));
 }
 
-// the codes of V vectors of sums, written at once; where direct, without sample scales. mask: of the 64 channels those that are there
-template <bool OTHER, bool LOW, int V>  // codes are added; the smallest code is not 0, which packing clamps to
-inline void finish_codes(const Epilogue& p, const int32_t* sums, int64_t row, int64_t n, __mmask64 mask, const __m512 (&alpha)[4], const __m512 (&beta)[4], const __m512 (&high)[4], __m512i order) {
-  const int64_t at = row * p.ld + n;
+// the order that undoes what packing does to dwords
+inline __m512i packed_order() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
+
+// What direct codes of 64 channels n .. n + 63 take, in the order of channels; read once for all pixels of a task.
+struct Panel {
+  __m512 alpha[4], beta[4], high[4];  // high: the largest codes, of each channel where slope is given
+  __mmask64 mask;                     // the channels that are there
+  int64_t n;
+};
+
+inline Panel panel_of(const Epilogue& p, int64_t n, int64_t end) {
+  Panel panel;
+  panel.n = n;
+  panel.mask = end - n >= 64 ? ~0ull : (1ull << (end - n)) - 1;
+  const __m512 shift = _mm512_set1_ps(p.other ? p.other_zero * p.other_scale : 0.0f);
+  for (int v = 0; v < 4; v++) {
+    const __mmask16 some = static_cast<__mmask16>(panel.mask >> 16 * v);
+    panel.alpha[v] = _mm512_maskz_loadu_ps(some, p.alpha + n + 16 * v);
+    panel.beta[v] = _mm512_sub_ps(_mm512_maskz_loadu_ps(some, p.beta + n + 16 * v), shift);
+    panel.high[v] = p.slope ? _mm512_maskz_loadu_ps(some, p.slope + n + 16 * v) : _mm512_set1_ps(p.high);
+  }
+  return panel;
+}
+
+// the codes of V vectors of sums of one pixel, written at once; where direct, without sample scales
+template <bool OTHER, int V>  // OTHER: codes are added
+__attribute__((always_inline)) inline void finish_codes(const Epilogue& p, const Panel& panel, int64_t row, const __m512i (&sum)[V], __m512i order) {
+  const int64_t at = row * p.ld + panel.n;
   const __m512 low = _mm512_set1_ps(p.low);
   __m512i code[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++) {
-    __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums + 16 * v)), alpha[v], beta[v]);
+    __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[v]), panel.alpha[v], panel.beta[v]);
     if (OTHER) {
-      const __m128i bytes = _mm_maskz_loadu_epi8(static_cast<__mmask16>(mask >> 16 * v), static_cast<const uint8_t*>(p.other) + at + 16 * v);
+      const __m128i bytes = _mm_maskz_loadu_epi8(static_cast<__mmask16>(panel.mask >> 16 * v), static_cast<const uint8_t*>(p.other) + at + 16 * v);
       y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), _mm512_set1_ps(p.other_scale), y);
     }
-    code[v] = _mm512_cvtps_epi32(_mm512_min_ps(LOW ? _mm512_max_ps(y, low) : y, high[v]));
+    code[v] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, low), panel.high[v]));
   }
   uint8_t* out = static_cast<uint8_t*>(p.out) + at;
-  if (V == 1) return _mm_mask_storeu_epi8(out, static_cast<__mmask16>(mask), _mm512_cvtusepi32_epi8(_mm512_max_epi32(code[0], _mm512_setzero_si512())));
+  if (V == 1) return _mm_mask_storeu_epi8(out, static_cast<__mmask16>(panel.mask), _mm512_cvtepi32_epi8(code[0]));
   const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(code[0], code[1]), _mm512_packs_epi32(code[2], code[3]));
   const __m512i ordered = _mm512_permutexvar_epi32(order, packed);
-  if (V == 4)
+  if (V == 4 && panel.mask == ~0ull)
     _mm512_storeu_si512(out, ordered);
   else
-    _mm512_mask_storeu_epi8(out, mask, ordered);
+    _mm512_mask_storeu_epi8(out, panel.mask, ordered);
 }
-
-// the order that undoes what packing does to dwords
-inline __m512i packed_order() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
 
 }  // namespace qpass
