@@ -32,6 +32,7 @@ from qpass.backends.native import conv_lower, image
 from qpass.backends.native import lower as native_lower
 from qpass.backends.native.absorb import absorb as absorb_quantizes
 from qpass.backends.native.calls import native_calls
+from qpass.backends.native.chain import join_chains
 from qpass.backends.native.conv_calls import CALLS as CONV_CALLS
 from qpass.backends.regions import extract, find_regions, replace_regions, signature
 from qpass.graphs import constant
@@ -128,6 +129,8 @@ def finish(gm: fx.GraphModule) -> Callable[..., Any]:
         if wanted[-1] not in KERNELS:
             KERNELS[wanted[-1]] = compile_region(part)
     nodes = replace_regions(gm, regions)
+    if native.unavailable() is None:
+        join_chains(gm)
     calls = {node: (KERNELS[key], node.args) for node, key in zip(nodes, wanted, strict=True)}
     if native.unavailable() is None:
         calls |= native_calls(gm, (*CONV_CALLS, *image.CALLS))

@@ -29,58 +29,84 @@ def three(values: Any, fill: int) -> tuple[int, ...]:
     return (fill,) * (3 - len(values)) + values
 
 
+class ConvBlock:
+    """The argument block of one qpass.packed_conv but for what a call brings: sizes, addresses of images, threads."""
+
+    def __init__(self, node: fx.Node) -> None:
+        x, packed, alpha, beta, offset, slope, _, _, other, other_scale, other_zero, n = node.args[:12]
+        walked: Any = node.args[12:19]
+        kernel_size, stride, padding, dilation, transposed, output_padding, groups = walked
+        x_zero, act, out_scale, out_zero, out_max, dtype = node.args[19:]
+        self.geometry = g = Geometry(
+            *map(tuple, (kernel_size, stride, padding, dilation)), transposed, tuple(output_padding), groups
+        )
+        self.channels, self.n, self.dtype = int(x.meta["val"].shape[1]), n, dtype
+        self.fold = is_folded(self.channels, g)
+        direct = dtype is torch.uint8 and act in CLAMPS
+        if other is None or other.meta["val"].dtype is not torch.uint8:
+            other_scale = 1.0
+        factors, addends = _constant(alpha), _constant(beta)
+        low, high, inverse = 0.0, float(out_max), 1 / out_scale
+        if direct:
+            factors = (factors.double() * inverse).float()
+            addends = (addends.double() * inverse + out_zero).float()
+            low = float(out_zero) if act else 0.0
+            high = min(high, 6 * inverse + out_zero) if act == "relu6" else high
+            other_scale = other_scale * inverse
+        slopes = None if slope is None else _constant(slope)
+        if direct and slopes is not None:
+            slopes = (slopes.double() * inverse + out_zero).clamp(max=high).float()
+        self.held = [_constant(packed), factors, addends, _constant(offset), slopes]
+        self.constants = [0 if t is None else t.data_ptr() for t in self.held]
+        grouped = (self.channels, n // groups) if transposed else (n, self.channels // groups)
+        self._weight_shape = (*grouped, *kernel_size)
+        self._walk = (*three(kernel_size, 1), *three(stride, 1), *three(padding[: g.axes], 0), *three(dilation, 1))
+        self._single = (stride, padding, dilation, transposed, output_padding, groups)
+        self._head = (int(transposed), x_zero, CONV_ACTIVATIONS.index(act), OUT_TYPES[dtype])
+        self._direct = int(direct)
+        self._tail = (other_scale, float(other_zero), low, high, inverse, float(out_zero), float(out_max))
+
+    def pointers(self, x: int = 0, row: int = 0, rows: int = 0, other: int = 0, out: int = 0) -> tuple[int, ...]:
+        """The head of the block: addresses in the order of struct Conv."""
+        w, a, b, o, s = self.constants
+        return x, w, a, b, s, row, o, rows, other, out
+
+    def describe(self, batch: int, sizes, ld: int, other_kind: int, threads: int) -> tuple[tuple[int, ...], bytes]:
+        """The shape of the result, and the block with no address of an image in it.
+
+        sizes: of x. ld: elements from a pixel of it to the next. other_kind: index of OUT_TYPES, or -1.
+        """
+        g = self.geometry
+        shape = conv_shape((batch, self.channels, *sizes), self._weight_shape, *self._single)[2:]
+        missing = (1,) * (3 - g.axes)
+        numbers = (batch, self.channels, self.n, g.groups, ld, *missing, *sizes, *missing, *shape, *self._walk)
+        kinds = (*self._head, max(other_kind, 0), self._direct, threads, int(self.fold))
+        return (batch, self.n, *shape), CONV.pack(*self.pointers(), *numbers, *kinds, *self._tail)
+
+
 def conv_call(node: fx.Node) -> Call:
     """A call of qpass.packed_conv."""
-    x, packed, alpha, beta, offset, slope, sample_scale, sample_zero, other, other_scale, other_zero, n = node.args[:12]
-    walked: Any = node.args[12:19]
-    kernel_size, stride, padding, dilation, transposed, output_padding, groups = walked
-    x_zero, act, out_scale, out_zero, out_max, dtype = node.args[19:]
-    g = Geometry(*map(tuple, (kernel_size, stride, padding, dilation)), transposed, tuple(output_padding), groups)
-    channels = int(x.meta["val"].shape[1])
+    x, sample_scale, sample_zero, other = node.args[0], *node.args[6:9]
+    block = ConvBlock(node)
+    channels, dtype, fold = block.channels, block.dtype, block.fold
     launch, pointers = kernel("qpass_conv"), POINTERS.pack
-    direct = dtype is torch.uint8 and act in CLAMPS
-    if other is None or other.meta["val"].dtype is not torch.uint8:
-        other_scale = 1.0
-    factors, addends = _constant(alpha), _constant(beta)
-    low, high, inverse = 0.0, float(out_max), 1 / out_scale
-    if direct:
-        factors = (factors.double() * inverse).float()
-        addends = (addends.double() * inverse + out_zero).float()
-        low = float(out_zero) if act else 0.0
-        high = min(high, 6 * inverse + out_zero) if act == "relu6" else high
-        other_scale = other_scale * inverse
-    slopes = None if slope is None else _constant(slope)
-    if direct and slopes is not None:
-        slopes = (slopes.double() * inverse + out_zero).clamp(max=high).float()
-    held = [_constant(packed), factors, addends, _constant(offset), slopes]
-    w, a, b, o, s = (0 if t is None else t.data_ptr() for t in held)
-    weight_shape = (channels, n // groups, *kernel_size) if transposed else (n, channels // groups, *kernel_size)
-    walk = (*three(kernel_size, 1), *three(stride, 1), *three(padding[: g.axes], 0), *three(dilation, 1))
-    fold = int(is_folded(channels, g))
-    tail = (other_scale, float(other_zero), low, high, inverse, float(out_zero), float(out_max))
-    kind, name = OUT_TYPES[dtype], CONV_ACTIVATIONS.index(act)
-    single = (stride, padding, dilation, transposed, output_padding, groups)
-    sure, empty, threads = x.target in OURS, empty_image(g.axes), torch.get_num_threads
-    known: dict[
-        Any, tuple[Any, bytes]
-    ] = {}  # sizes of a call -> the shape of its result, and its arguments but the pointers
+    sure, empty, threads = x.target in OURS, empty_image(block.geometry.axes), torch.get_num_threads
+    known: dict[Any, tuple[Any, bytes]] = {}  # sizes of a call -> the shape of its result, and all but the pointers
 
     def describe(key: tuple[Any, ...]) -> tuple[Any, bytes]:
         (batch, _, *sizes), ld, other_kind, count = key
-        shape = conv_shape((batch, channels, *sizes), weight_shape, *single)[2:]
-        missing = (1,) * (3 - g.axes)
-        numbers = (batch, channels, n, groups, ld, *missing, *sizes, *missing, *shape, *walk)
-        kinds = (int(transposed), x_zero, name, kind, other_kind, int(direct), count, fold)
+        shape, packed = block.describe(batch, sizes, ld, other_kind, count)
         if len(known) > REMEMBERED:
             known.clear()
-        known[key] = (batch, n, *shape), CONV.pack(*(0,) * 10, *numbers, *kinds, *tail)[POINTERS.size :]
+        known[key] = shape, packed[POINTERS.size :]
         return known[key]
 
-    def run(x: Tensor, scale: Tensor | None, zero: Tensor | None, other: Tensor | None, *, held=held) -> Tensor:
+    def run(x: Tensor, scale: Tensor | None, zero: Tensor | None, other: Tensor | None) -> Tensor:
         ld = channels if sure else pixel_stride(x)
         if ld is None or (fold and ld != channels):
             x, ld = x.movedim(1, -1).contiguous().movedim(-1, 1), channels
-        rows = row = addend = other_kind = 0
+        rows = row = addend = 0
+        other_kind = -1
         if scale is not None and zero is not None:
             scale, zero = scale.contiguous(), zero.contiguous()
             row, rows = scale.data_ptr(), zero.data_ptr()
@@ -90,7 +116,7 @@ def conv_call(node: fx.Node) -> Call:
         key = (x.shape, ld, other_kind, threads())
         shape, rest = known.get(key) or describe(key)
         out = empty(shape, dtype)
-        launch(pointers(x.data_ptr(), w, a, b, s, row, o, rows, addend, out.data_ptr()) + rest)
+        launch(pointers(*block.pointers(x.data_ptr(), row, rows, addend, out.data_ptr())) + rest)
         return out
 
     return run, (x, sample_scale, sample_zero, other)
@@ -105,28 +131,42 @@ def empty_image(axes: int) -> Callable[[Any, torch.dtype], Tensor]:
     return lambda shape, dtype: torch.empty((shape[0], shape[2], shape[1]), dtype=dtype).movedim(-1, 1)
 
 
+class PoolBlock:
+    """The argument block of one qpass.packed_max_pool but for what a call brings."""
+
+    def __init__(self, node: fx.Node) -> None:
+        _, size, stride, padding, dilation, ceil_mode = node.args
+        stride = stride or size
+        self.axes = len(size)
+        self._walk = (*three(size, 1), *three(stride, 1), *three(padding, 0), *three(dilation, 1))
+        self._shape_of = pooled_shape(size, stride, padding, dilation, ceil_mode)
+
+    def describe(self, batch: int, channels: int, sizes, threads: int, x: int = 0, out: Callable = lambda shape: 0):
+        """The shape of the result, and the block. x: address; out: from that shape to an address."""
+        shape = (batch, channels, *self._shape_of(list(sizes)))
+        missing = (1,) * (3 - self.axes)
+        numbers = (batch, channels, *missing, *sizes, *missing, *shape[2:], *self._walk)
+        return shape, POOL.pack(x, out(shape), *numbers, threads)
+
+
 def max_pool_call(node: fx.Node) -> Call:
     """A call of qpass.packed_max_pool."""
-    x, size, stride, padding, dilation, ceil_mode = node.args
-    stride = stride or size
-    launch, pack = kernel("qpass_pool"), POOL.pack
-    walk = (*three(size, 1), *three(stride, 1), *three(padding, 0), *three(dilation, 1))
-    axes = len(size)
-    shape_of = pooled_shape(size, stride, padding, dilation, ceil_mode)
+    block, launch = PoolBlock(node), kernel("qpass_pool")
+    empty = empty_image(block.axes)
 
     def run(x: Tensor) -> Tensor:
-        image = x.movedim(1, -1)
-        if not image.is_contiguous():
-            image = image.contiguous()
-        batch, *sizes, channels = image.shape
-        shape = shape_of(sizes)
-        out = torch.empty((batch, *shape, channels), dtype=torch.uint8)
-        missing = (1,) * (3 - axes)
-        sizes = (batch, channels, *missing, *sizes, *missing, *shape, *walk)
-        launch(pack(image.data_ptr(), out.data_ptr(), *sizes, torch.get_num_threads()))
-        return out.movedim(-1, 1)
+        image = x.movedim(1, -1).contiguous()
+        made: list[Tensor] = []
 
-    return run, (x,)
+        def out(shape: tuple[int, ...]) -> int:
+            made.append(empty(shape, torch.uint8))
+            return made[0].data_ptr()
+
+        batch, *sizes, channels = image.shape
+        launch(block.describe(batch, channels, sizes, torch.get_num_threads(), image.data_ptr(), out)[1])
+        return made[0]
+
+    return run, (node.args[0],)
 
 
 def pooled_shape(kernel_size, stride, padding, dilation, ceil_mode: bool) -> Callable[[list[int]], list[int]]:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -68,22 +69,31 @@ def absorb_images(gm: fx.GraphModule) -> int:
     return len(found)
 
 
+class ImageBlock:
+    """The argument block of one qpass.image_codes but for what a call brings."""
+
+    def __init__(self, node: fx.Node) -> None:
+        x, scale, zero, bits = node.args
+        self.axes = x.meta["val"].dim() - 2
+        self._tail = (scale, float(zero), float(2**bits - 1))
+
+    def pack(self, shape, threads: int, x: int = 0, out: int = 0) -> bytes:
+        """shape: of x. x, out: addresses."""
+        return IMAGE.pack(x, out, shape[0], shape[1], math.prod(shape[2:]), threads, *self._tail)
+
+
 def image_call(node: fx.Node) -> Call:
     """A call of qpass.image_codes."""
-    x, scale, zero, bits = node.args
-    launch, pack = kernel("qpass_image"), IMAGE.pack
-    tail = (scale, float(zero), float(2**bits - 1))
-    empty, threads = empty_image(x.meta["val"].dim() - 2), torch.get_num_threads
+    block, launch = ImageBlock(node), kernel("qpass_image")
+    empty, threads = empty_image(block.axes), torch.get_num_threads
 
     def run(x: Tensor) -> Tensor:
         x = x.contiguous()
         out = empty(x.shape, torch.uint8)
-        batch, channels = x.shape[:2]
-        pixels = x.numel() // (batch * channels) if batch else 0
-        launch(pack(x.data_ptr(), out.data_ptr(), batch, channels, pixels, threads(), *tail))
+        launch(block.pack(x.shape, threads(), x.data_ptr(), out.data_ptr()))
         return out
 
-    return run, (x,)
+    return run, (node.args[0],)
 
 
 CALLS = ((Q.image_codes.default, image_call),)

@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "conv.h"
+#include "team.h"
 #include "tile.h"
 
 namespace qpass {
@@ -103,7 +104,7 @@ void finish_tile(const Conv& p, const Epilogue& e, const Phase& phase, const Tas
   }
 }
 
-void run_task(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t first, int64_t count, int64_t panel, int64_t panel_end) {
+void run_product(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t first, int64_t count, int64_t panel, int64_t panel_end) {
   static thread_local Task task;
   alignas(64) int32_t sums[ROWS * COLUMNS], start[COLUMNS];
   const Epilogue e = epilogue(p);
@@ -143,39 +144,55 @@ void run_task(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t f
   }
 }
 
+bool is_depthwise(const Conv& p) { return p.groups == p.channels && p.n == p.channels && p.groups > 1 && !p.transposed; }
+
+ConvWork conv_work(const Conv& args) {
+  ConvWork work{args, {}, {}, 0, 0, {0, 0, 0}};
+  const Conv& p = work.conv;
+  if (p.fold) work.padded = padded_sizes(p, work.sizes);
+  work.phases = phases_of(p);
+  for (const Phase& phase : work.phases) work.products += phase.pixels * p.n * (p.channels / p.groups) * static_cast<int64_t>(phase.taps.size());
+  const int64_t images = p.sample_zero ? p.batch : 1, row = p.channels + SLACK;
+  work.zeros.resize(images * row);
+  for (int64_t b = 0; b < images; b++) std::memset(work.zeros.data() + b * row, p.sample_zero ? p.sample_zero[b] : p.x_zero, row);
+  return work;
+}
+
+void run_conv(const ConvWork& work, const ConvPointers& at, uint8_t* padded, bool shared) {
+  Conv p = work.conv;
+  p.x = at.x, p.out = at.out, p.other = at.other;
+  if (p.fold) {
+    pad(p, work.sizes, padded, shared);
+    p.x = padded;
+    for (int i = 0; i < 3; i++) p.in[i] = work.sizes[i], p.padding[i] = 0;
+  }
+  const uint8_t* zero = work.zeros.data();
+  const bool depthwise = is_depthwise(p);
+  const int64_t panels = depthwise ? (p.n + COLUMNS - 1) / COLUMNS : p.groups * ((p.n / p.groups + COLUMNS - 1) / COLUMNS);
+  for (const Phase& phase : work.phases) {
+    if (phase.pixels == 0 || p.n == 0) continue;
+    const int64_t units = depthwise ? depthwise_units(p, phase) : phase.pixels, pixels = phase.pixels / units;  // of a unit
+    const int64_t usual = std::max<int64_t>(1, PIXELS / pixels), most = !depthwise && units <= 2 * usual ? units : usual;
+    const int64_t chunks = (units + most - 1) / most, wanted = shared ? 4 * p.threads : 1;
+    const int64_t splits = std::clamp<int64_t>((wanted + chunks - 1) / chunks, 1, panels);
+    each_task(chunks * splits, shared, [&](int64_t task) {
+      const int64_t c = task / splits, s = task % splits;
+      const int64_t first = c * units / chunks, count = (c + 1) * units / chunks - first;
+      const auto run = depthwise ? run_depthwise : run_product;
+      run(p, phase, zero, first, count, s * panels / splits, (s + 1) * panels / splits);
+    });
+  }
+}
+
 }  // namespace qpass
 
 extern "C" void qpass_conv(const qpass::Conv* args) {
   using namespace qpass;
-  Conv p = *args;
-  static thread_local std::vector<uint8_t> padded, zeros;
-  if (p.fold) {
-    int64_t sizes[3];
-    pad(p, padded, sizes);
-    p.x = padded.data();
-    for (int i = 0; i < 3; i++) p.in[i] = sizes[i], p.padding[i] = 0;
-  }
-  const int64_t images = p.sample_zero ? p.batch : 1, row = p.channels + SLACK;
-  zeros.resize(images * row);
-  for (int64_t b = 0; b < images; b++) std::memset(zeros.data() + b * row, p.sample_zero ? p.sample_zero[b] : p.x_zero, row);
-  const uint8_t* zero = zeros.data();
-  const bool depthwise = p.groups == p.channels && p.n == p.channels && p.groups > 1 && !p.transposed;
-  const int64_t panels = depthwise ? (p.n + COLUMNS - 1) / COLUMNS : p.groups * ((p.n / p.groups + COLUMNS - 1) / COLUMNS);
-  for (const Phase& phase : phases_of(p)) {
-    if (phase.pixels == 0 || p.n == 0) continue;
-    const int64_t units = depthwise ? depthwise_units(p, phase) : phase.pixels, pixels = phase.pixels / units;  // of a unit
-    const int64_t wanted = 4 * p.threads, usual = std::max<int64_t>(1, PIXELS / pixels), most = !depthwise && units <= 2 * usual ? units : usual;
-    const int64_t chunks = (units + most - 1) / most;
-    const int64_t splits = std::clamp<int64_t>((wanted + chunks - 1) / chunks, 1, panels);
-    const bool parallel = p.threads > 1 && phase.pixels * p.n * (p.channels / p.groups) * static_cast<int64_t>(phase.taps.size()) > (1 << 18);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(p.threads) if (parallel)
-    for (int64_t task = 0; task < chunks * splits; task++) {
-      const int64_t c = task / splits, s = task % splits;
-      const int64_t first = c * units / chunks, count = (c + 1) * units / chunks - first;
-      if (depthwise)
-        run_depthwise(p, phase, zero, first, count, s * panels / splits, (s + 1) * panels / splits);
-      else
-        run_task(p, phase, zero, first, count, s * panels / splits, (s + 1) * panels / splits);
-    }
-  }
+  const ConvWork work = conv_work(*args);
+  static thread_local std::vector<uint8_t> buffer;
+  buffer.resize(std::max<size_t>(buffer.size(), work.padded));
+  uint8_t* padded = buffer.data();
+  const ConvPointers at{args->x, args->out, args->other};
+#pragma omp parallel num_threads(args->threads) if (args->threads > 1 && work.products > (1 << 18))
+  run_conv(work, at, padded, true);
 }

@@ -35,6 +35,26 @@ struct Phase {
   const int32_t* offset;
 };
 
+// A convolution that is known but for its images: what follows from its sizes is worked out once.
+struct ConvWork {
+  Conv conv;
+  std::vector<Phase> phases;
+  std::vector<uint8_t> zeros;  // rows of zero points
+  int64_t padded, products;    // bytes of the padded image; multiply-adds
+  int64_t sizes[3];             // of the padded image
+};
+
+struct ConvPointers {
+  const uint8_t* x;
+  void* out;
+  const void* other;
+};
+
+ConvWork conv_work(const Conv& args);
+
+// padded: room for work.padded bytes. shared: team.h
+void run_conv(const ConvWork& work, const ConvPointers& at, uint8_t* padded, bool shared);
+
 struct Task {
   std::vector<const uint8_t*> rows;  // [tap][pixel]
   std::vector<int64_t> out;          // row of the output of each pixel
@@ -53,7 +73,8 @@ void write_rows(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t
 std::vector<Phase> phases_of(const Conv& p);
 
 // the image with a border of zero points: then no tap falls outside, and a kernel's width is one run of bytes
-void pad(const Conv& p, std::vector<uint8_t>& to, int64_t* sizes);
+int64_t padded_sizes(const Conv& p, int64_t* sizes);  // and the bytes it takes
+void pad(const Conv& p, const int64_t* sizes, uint8_t* to, bool shared);
 
 // where a tap of the output position `out` on one axis lies in the image; an exact division within a phase
 inline int64_t locate(const Conv& p, int axis, int64_t out, const Tap& tap) {

@@ -2,6 +2,9 @@
 #include "conv.h"
 
 #include <algorithm>
+#include <cstring>
+
+#include "team.h"
 
 namespace qpass {
 
@@ -83,25 +86,29 @@ std::vector<Phase> phases_of(const Conv& p) {
   return found;
 }
 
-void pad(const Conv& p, std::vector<uint8_t>& to, int64_t* sizes) {
+int64_t padded_sizes(const Conv& p, int64_t* sizes) {
   for (int i = 0; i < 3; i++) sizes[i] = std::max(p.in[i] + p.padding[i], (p.size[i] - 1) * p.stride[i] + (p.kernel[i] - 1) * p.dilation[i] + 1);
-  const int64_t line = sizes[2] * p.channels, image = sizes[0] * sizes[1] * line;
-  to.resize(p.batch * image + SLACK);
-#pragma omp parallel for collapse(2) schedule(static) num_threads(p.threads)
-  for (int64_t b = 0; b < p.batch; b++)
-    for (int64_t y = 0; y < sizes[0] * sizes[1]; y++) {
-      const int64_t d = y / sizes[1] - p.padding[0], h = y % sizes[1] - p.padding[1];
-      uint8_t* row = to.data() + b * image + y * line;
+  return p.batch * sizes[0] * sizes[1] * sizes[2] * p.channels + SLACK;
+}
+
+void pad(const Conv& p, const int64_t* sizes, uint8_t* to, bool shared) {
+  const int64_t* in = p.in;
+  const int64_t line = sizes[2] * p.channels, lines = p.batch * sizes[0] * sizes[1], some = 8;
+  each_task((lines + some - 1) / some, shared, [&](int64_t task) {
+    for (int64_t i = task * some; i < std::min(lines, (task + 1) * some); i++) {
+      const int64_t b = i / (sizes[0] * sizes[1]), d = i / sizes[1] % sizes[0] - p.padding[0], h = i % sizes[1] - p.padding[1];
+      uint8_t* row = to + i * line;
       const int zero = p.sample_zero ? p.sample_zero[b] : p.x_zero;
-      if (d < 0 || d >= p.in[0] || h < 0 || h >= p.in[1]) {
+      if (d < 0 || d >= in[0] || h < 0 || h >= in[1]) {
         std::memset(row, zero, line);
         continue;
       }
       std::memset(row, zero, p.padding[2] * p.channels);
-      std::memcpy(row + p.padding[2] * p.channels, p.x + ((b * p.in[0] + d) * p.in[1] + h) * p.in[2] * p.channels, p.in[2] * p.channels);
-      const int64_t end = p.padding[2] + p.in[2];
+      std::memcpy(row + p.padding[2] * p.channels, p.x + ((b * in[0] + d) * in[1] + h) * in[2] * p.channels, in[2] * p.channels);
+      const int64_t end = p.padding[2] + in[2];
       std::memset(row + end * p.channels, zero, (sizes[2] - end) * p.channels);
     }
+  });
 }
 
 }  // namespace qpass

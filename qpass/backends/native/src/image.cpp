@@ -1,23 +1,16 @@
-// A float image [B, C, pixels] of few channels as u8 codes [B, pixels, C]: clamp(round(x / scale) + zero, 0, max).
-//
-// A block of pixels is quantized plane by plane into a small buffer, from which its codes are interleaved.
+// See image.h: a block of pixels is quantized plane by plane into a small buffer, from which its codes are interleaved.
+#include "image.h"
+
 #include <algorithm>
 #include <cstring>
 
 #include "simd.h"
+#include "team.h"
 
 namespace qpass {
 
 constexpr int64_t BLOCK = 512;  // pixels
 constexpr int64_t FEW = 16;     // channels, at most (conv_pack.py)
-
-struct Image {
-  const float* x;
-  uint8_t* out;
-  int64_t batch, channels, pixels;
-  int32_t threads;
-  float scale, zero, max;
-};
 
 inline void codes_of(const Image& p, const float* from, int64_t count, uint8_t* to) {
   const __m512 scale = _mm512_set1_ps(p.scale), zero = _mm512_set1_ps(p.zero), max = _mm512_set1_ps(p.max);
@@ -36,14 +29,9 @@ inline void interleave(const uint8_t* codes, int64_t channels, int64_t count, ui
     for (int64_t c = 0; c < c_end; c++) out[i * c_end + c] = codes[c * BLOCK + i];
 }
 
-}  // namespace qpass
-
-extern "C" void qpass_image(const qpass::Image* args) {
-  using namespace qpass;
-  const Image& p = *args;
+void run_image(const Image& p, bool shared) {
   const int64_t blocks = (p.pixels + BLOCK - 1) / BLOCK;
-#pragma omp parallel for schedule(static) num_threads(p.threads) if (p.batch * p.pixels * p.channels > (1 << 14))
-  for (int64_t task = 0; task < p.batch * blocks; task++) {
+  each_task(p.batch * blocks, shared, [&](int64_t task) {
     alignas(64) uint8_t codes[FEW * BLOCK];
     const int64_t image = task / blocks, first = task % blocks * BLOCK, count = std::min(BLOCK, p.pixels - first);
     for (int64_t c = 0; c < p.channels; c++) codes_of(p, p.x + (image * p.channels + c) * p.pixels + first, count, codes + c * BLOCK);
@@ -52,5 +40,13 @@ extern "C" void qpass_image(const qpass::Image* args) {
       std::memcpy(out, codes, count);
     else
       p.channels == 3 ? interleave<3>(codes, 3, count, out) : interleave<0>(codes, p.channels, count, out);
-  }
+  });
+}
+
+}  // namespace qpass
+
+extern "C" void qpass_image(const qpass::Image* args) {
+  const qpass::Image& p = *args;
+#pragma omp parallel num_threads(p.threads) if (p.batch * p.pixels * p.channels > (1 << 14))
+  qpass::run_image(p, true);
 }

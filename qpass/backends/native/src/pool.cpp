@@ -1,17 +1,12 @@
-// Max pooling of u8 images, channels last: the largest code of each window.
+// See pool.h: 64 channels of a window at a time.
+#include "pool.h"
+
 #include <algorithm>
 
 #include "simd.h"
+#include "team.h"
 
 namespace qpass {
-
-struct Pool {
-  const uint8_t* x;
-  uint8_t* out;
-  int64_t batch, channels;
-  int64_t in[3], size[3], kernel[3], stride[3], padding[3], dilation[3];
-  int32_t threads;
-};
 
 struct Window {
   int64_t first, count;  // the first position inside the image, and how many taps lie inside
@@ -44,15 +39,20 @@ inline void pool_line(const Pool& p, const uint8_t* image, const Window& z, cons
   }
 }
 
+void run_pool(const Pool& p, bool shared) {
+  const int64_t lines = p.batch * p.size[0] * p.size[1], line = p.size[2] * p.channels, some = line > (1 << 12) ? 1 : 8;
+  each_task((lines + some - 1) / some, shared, [&](int64_t task) {
+    for (int64_t i = task * some; i < std::min(lines, (task + 1) * some); i++) {
+      const uint8_t* image = p.x + i / (p.size[0] * p.size[1]) * p.in[0] * p.in[1] * p.in[2] * p.channels;
+      pool_line(p, image, window(p, 0, i / p.size[1] % p.size[0]), window(p, 1, i % p.size[1]), p.out + i * line);
+    }
+  });
+}
+
 }  // namespace qpass
 
 extern "C" void qpass_pool(const qpass::Pool* args) {
-  using namespace qpass;
-  const Pool& p = *args;
-  const int64_t lines = p.batch * p.size[0] * p.size[1], line = p.size[2] * p.channels;
-#pragma omp parallel for schedule(static) num_threads(p.threads) if (lines * line > (1 << 14))
-  for (int64_t i = 0; i < lines; i++) {
-    const uint8_t* image = p.x + i / (p.size[0] * p.size[1]) * p.in[0] * p.in[1] * p.in[2] * p.channels;
-    pool_line(p, image, window(p, 0, i / p.size[1] % p.size[0]), window(p, 1, i % p.size[1]), p.out + i * line);
-  }
+  const qpass::Pool& p = *args;
+#pragma omp parallel num_threads(p.threads) if (p.batch * p.size[0] * p.size[1] * p.size[2] * p.channels > (1 << 14))
+  qpass::run_pool(p, true);
 }
