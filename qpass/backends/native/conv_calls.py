@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from qpass.convolutions import Geometry
 from qpass.graphs import constant
 
 POINTERS = struct.Struct("10P")  # the head of CONV
+LARGEST = 2.0**31
 REMEMBERED = 64  # sizes of calls
 OURS = (torch.ops.qpass.packed_conv.default, torch.ops.qpass.packed_max_pool.default)  # their results are channels last
 CLAMPS = ("", "relu", "relu6", "cap")  # activations that only clamp: codes are written directly
@@ -56,6 +58,10 @@ class ConvBlock:
         slopes = None if slope is None else _constant(slope)
         if direct and slopes is not None:
             slopes = (slopes.double() * inverse + out_zero).clamp(max=high).float()
+        # 255 * 127 of each product, the largest factor: beyond int32 a code is clamped before it is rounded
+        reach = 255 * 127 * math.prod(g.kernel) * self.channels // (1 if transposed else groups)
+        most = reach * float(factors.abs().max()) + float(addends.abs().max()) + 256 * abs(other_scale) if n else 0.0
+        bounded = most < LARGEST
         self.held = [_constant(packed), factors, addends, _constant(offset), slopes]
         self.constants = [0 if t is None else t.data_ptr() for t in self.held]
         grouped = (self.channels, n // groups) if transposed else (n, self.channels // groups)
@@ -63,7 +69,7 @@ class ConvBlock:
         self._walk = (*three(kernel_size, 1), *three(stride, 1), *three(padding[: g.axes], 0), *three(dilation, 1))
         self._single = (stride, padding, dilation, transposed, output_padding, groups)
         self._head = (int(transposed), x_zero, CONV_ACTIVATIONS.index(act), OUT_TYPES[dtype])
-        self._direct = int(direct)
+        self._direct = int(direct) * (1 + bounded)
         self._tail = (other_scale, float(other_zero), low, high, inverse, float(out_zero), float(out_max))
 
     def pointers(self, x: int = 0, row: int = 0, rows: int = 0, other: int = 0, out: int = 0) -> tuple[int, ...]:

@@ -108,7 +108,7 @@ void run_product(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_
   static thread_local Task task;
   alignas(64) int32_t sums[ROWS * COLUMNS], start[COLUMNS];
   const Epilogue e = epilogue(p);
-  const bool quick = p.direct && !p.sample_scale && (!p.other || p.other_type == U8);
+  const bool quick = is_quick(p);
   const int64_t taps = phase.taps.size(), all_taps = p.fold ? p.kernel[0] * p.kernel[1] : p.kernel[0] * p.kernel[1] * p.kernel[2];
   const int64_t per_group = p.channels / p.groups, width = p.fold ? p.kernel[2] * p.channels : per_group;
   const int64_t n_group = p.n / p.groups, panels = (n_group + COLUMNS - 1) / COLUMNS;
@@ -126,13 +126,15 @@ void run_product(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_
       for (int64_t t = 0; t < taps; t++) std::memcpy(gathered.data() + t * tap_lanes, w + phase.taps[t].index * tap_lanes, tap_lanes * 4);
       w = gathered.data();
     }
-    for (int64_t c = 0; c < COLUMNS; c++) start[c] = !p.sample_scale && column + c < end ? -phase.offset[column + c] : 0;
+    for (int64_t c = 0; c < COLUMNS; c += 16) {
+      const __mmask16 some = p.sample_scale || column + c >= end ? 0 : lanes(end - column - c);
+      _mm512_store_si512(start + c, _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_maskz_loadu_epi32(some, phase.offset + column + c)));
+    }
     const int vectors = static_cast<int>(std::min<int64_t>(WIDE, (end - column + 15) / 16));
     const Panel panel = quick ? panel_of(e, column, end) : Panel();
     ConvTile tile{nullptr, count, taps, p.fold ? 0 : group * per_group, groups4, rest, w, start, nullptr, sums, &e, quick ? &panel : nullptr, nullptr};
-    for (int64_t i = 0; i < tiles; i++) {
-      const int64_t pixel = i * count / tiles;
-      const int rows = static_cast<int>((i + 1) * count / tiles - pixel);
+    for (int64_t i = 0, pixel = 0; i < tiles; i++) {
+      const int rows = static_cast<int>(count / tiles + (i < count % tiles));
       // each of the first four tiles asks for a quarter of the next panel
       const int64_t quarter = all_taps * tap_lanes, here = i < 4 && j + 1 < panel_end ? quarter * (i + 4) : 0;
       tile.ahead = reinterpret_cast<const char*>(w) + here;
@@ -140,6 +142,7 @@ void run_product(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_
       tile.out = task.out.data() + pixel;
       conv_choose((rows - 1) * WIDE + vectors - 1, std::make_integer_sequence<int, ROWS * WIDE>())(tile);
       if (!quick) finish_tile(p, e, phase, task, sums, pixel, rows, column, end);
+      pixel += rows;
     }
   }
 }

@@ -61,6 +61,9 @@ struct Task {
   std::vector<int64_t> image;        // which image
 };
 
+// Codes that an activation only clamps, of one zero point: finished by whole panels (epilogue.h).
+inline bool is_quick(const Conv& p) { return p.direct == 2 && !p.sample_scale && (!p.other || p.other_type == U8); }
+
 inline Epilogue epilogue(const Conv& p) {
   return {p.alpha,  p.beta,        p.slope,      p.other, p.out,  p.n,           p.act,      p.out_type, p.other_type,
           p.direct, p.other_scale, p.other_zero, p.low,   p.high, p.out_inverse, p.out_zero, p.out_max};

@@ -16,7 +16,8 @@ struct Block {
   int64_t channel;
   __mmask64 mask;
   __m512i start[4];
-  __m512 alpha[4], beta[4], high[4];  // high: the largest codes, of each channel where slope is given
+  __m512 alpha[4], beta[4];
+  __m512i low, high;  // bytes, in the order of channels
 };
 
 inline bool by_columns(const Conv& p) { return p.kernel[0] * p.kernel[1] == 3 && p.kernel[2] == 3; }
@@ -75,18 +76,15 @@ __attribute__((always_inline)) inline void finish_sums(const Conv& p, const int3
     for (int j = 0; j < 4; j++) code[j] = sum[j];
     return finish_slow(p, offset, block, row, image, code);
   }
-  const __m512 low = _mm512_set1_ps(p.low);
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; j++) {
-    const __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[j]), block.alpha[j], block.beta[j]);
-    code[j] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, low), block.high[j]));
-  }
+  for (int j = 0; j < 4; j++) code[j] = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[j]), block.alpha[j], block.beta[j]));
   const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(code[0], code[1]), _mm512_packs_epi32(code[2], code[3]));
+  const __m512i clamped = _mm512_max_epu8(_mm512_min_epu8(packed, block.high), block.low);
   uint8_t* out = static_cast<uint8_t*>(p.out) + row * p.n + block.channel;
   if (FULL)
-    _mm512_storeu_si512(out, packed);
+    _mm512_storeu_si512(out, clamped);
   else
-    _mm512_mask_storeu_epi8(out, block.mask, packed);
+    _mm512_mask_storeu_epi8(out, block.mask, clamped);
 }
 
 // any kernel: pixels first .. first + count - 1 of the task's rows
@@ -122,11 +120,14 @@ template <bool QUICK, bool FULL, int SHIFT>
 void each_line(const Conv& p, const int32_t* offset, const Block& block, const Line& line, int64_t count) {
   const int64_t width = p.in[2], step = SHIFT == 3 ? p.stride[2] : SHIFT * p.dilation[2];
   const Sums start = {{block.start[0], block.start[1], block.start[2], block.start[3]}};
+  const uint8_t *from[3], *zero = line.zero;
+  int64_t move[3];
+  for (int k = 0; k < 3; k++) from[k] = line.from[k], move[k] = line.move[k];
   const auto column = [&](int64_t x, __m512i(&to)[4]) __attribute__((always_inline)) {
     const bool inside = static_cast<uint64_t>(x) < static_cast<uint64_t>(width);
     __m512i in[3];
 #pragma GCC unroll 3
-    for (int k = 0; k < 3; k++) in[k] = codes<FULL>(inside ? line.from[k] + x * line.move[k] : line.zero, block);
+    for (int k = 0; k < 3; k++) in[k] = codes<FULL>(inside ? from[k] + x * move[k] : zero, block);
     interleave(in[0], in[1], in[2], _mm512_setzero_si512(), to);
   };
   const auto add = [&](Sums& sums, const __m512i(&x)[4], int tap) __attribute__((always_inline)) {
@@ -183,7 +184,7 @@ void run_depthwise(const Conv& p, const Phase& phase, const uint8_t* zeros, int6
   static thread_local Task task;
   static thread_local std::vector<Line> lines;
   const int64_t fours = by_columns(p) ? 3 : (static_cast<int64_t>(phase.taps.size()) + 3) / 4;
-  const bool quick = p.direct && !p.sample_scale && !p.other;
+  const bool quick = is_quick(p) && !p.other;
   if (by_columns(p))
     write_lines(p, phase, zeros, first, count, lines);
   else
@@ -198,8 +199,10 @@ void run_depthwise(const Conv& p, const Phase& phase, const uint8_t* zeros, int6
     for (int j = 0; j < 4; j++) block.start[j] = _mm512_sub_epi32(_mm512_setzero_si512(), block.start[j]);
     load_turned(p.alpha + channel, block.mask, reinterpret_cast<__m512i(&)[4]>(block.alpha));
     load_turned(p.beta + channel, block.mask, reinterpret_cast<__m512i(&)[4]>(block.beta));
-    for (int j = 0; j < 4; j++) block.high[j] = _mm512_set1_ps(p.high);
-    if (p.slope) load_turned(p.slope + channel, block.mask, reinterpret_cast<__m512i(&)[4]>(block.high));
+    if (quick) {
+      const Panel panel = panel_of(epilogue(p), channel, p.n);
+      block.low = panel.low, block.high = panel.high;
+    }
     if (left >= 64)
       quick ? run<true, true>(p, phase, task, lines, block, count) : run<false, true>(p, phase, task, lines, block, count);
     else

@@ -17,7 +17,7 @@ struct Epilogue {
   const void* other;
   void* out;
   int64_t ld;  // elements of a row of out and other
-  int32_t act, out_type, other_type, direct;
+  int32_t act, out_type, other_type, direct;  // direct: 2 where no sum times its factor leaves int32
   float other_scale, other_zero;  // of u8 others; where direct, other_scale holds 1 / scale too
   float low, high;                // the clamp of direct codes; where slope is given it holds the upper bounds
   float out_inverse, out_zero, out_max;
@@ -81,23 +81,37 @@ inline void finish_lanes(const Epilogue& p, __m512i sum, int64_t row, int64_t n,
 inline __m512i packed_order() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
 
 // What direct codes of 64 channels n .. n + 63 take, in the order of channels; read once for all pixels of a task.
+//
+// Codes are clamped when they are bytes, which is the same: rounding is monotone, packing saturates, and a Conv that is called `quick` has
+// no sum that an int32 cannot hold after the factor.
 struct Panel {
-  __m512 alpha[4], beta[4], high[4];  // high: the largest codes, of each channel where slope is given
-  __mmask64 mask;                     // the channels that are there
+  __m512 alpha[4], beta[4];
+  __m512i low, high;  // bytes
+  __mmask64 mask;     // the channels that are there
   int64_t n;
 };
+
+inline __m512i bytes_of(const __m512 (&y)[4]) {
+  const __m512i order = packed_order();
+  const __m512i low = _mm512_packs_epi32(_mm512_cvtps_epi32(y[0]), _mm512_cvtps_epi32(y[1]));
+  const __m512i high = _mm512_packs_epi32(_mm512_cvtps_epi32(y[2]), _mm512_cvtps_epi32(y[3]));
+  return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+}
 
 inline Panel panel_of(const Epilogue& p, int64_t n, int64_t end) {
   Panel panel;
   panel.n = n;
   panel.mask = end - n >= 64 ? ~0ull : (1ull << (end - n)) - 1;
+  panel.low = _mm512_set1_epi8(static_cast<char>(p.low));
   const __m512 shift = _mm512_set1_ps(p.other ? p.other_zero * p.other_scale : 0.0f);
+  __m512 high[4];
   for (int v = 0; v < 4; v++) {
     const __mmask16 some = static_cast<__mmask16>(panel.mask >> 16 * v);
     panel.alpha[v] = _mm512_maskz_loadu_ps(some, p.alpha + n + 16 * v);
     panel.beta[v] = _mm512_sub_ps(_mm512_maskz_loadu_ps(some, p.beta + n + 16 * v), shift);
-    panel.high[v] = p.slope ? _mm512_maskz_loadu_ps(some, p.slope + n + 16 * v) : _mm512_set1_ps(p.high);
+    high[v] = p.slope ? _mm512_maskz_loadu_ps(some, p.slope + n + 16 * v) : _mm512_set1_ps(p.high);
   }
+  panel.high = bytes_of(high);
   return panel;
 }
 
@@ -105,25 +119,36 @@ inline Panel panel_of(const Epilogue& p, int64_t n, int64_t end) {
 template <bool OTHER, int V>  // OTHER: codes are added
 __attribute__((always_inline)) inline void finish_codes(const Epilogue& p, const Panel& panel, int64_t row, const __m512i (&sum)[V], __m512i order) {
   const int64_t at = row * p.ld + panel.n;
-  const __m512 low = _mm512_set1_ps(p.low);
   __m512i code[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++) {
     __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[v]), panel.alpha[v], panel.beta[v]);
     if (OTHER) {
-      const __m128i bytes = _mm_maskz_loadu_epi8(static_cast<__mmask16>(panel.mask >> 16 * v), static_cast<const uint8_t*>(p.other) + at + 16 * v);
+      const uint8_t* other = static_cast<const uint8_t*>(p.other) + at + 16 * v;
+      const __mmask16 some = static_cast<__mmask16>(panel.mask >> 16 * v);
+      const __m128i bytes = V == 4 && panel.mask == ~0ull ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(other)) : _mm_maskz_loadu_epi8(some, other);
       y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), _mm512_set1_ps(p.other_scale), y);
     }
-    code[v] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, low), panel.high[v]));
+    code[v] = _mm512_cvtps_epi32(y);
   }
   uint8_t* out = static_cast<uint8_t*>(p.out) + at;
-  if (V == 1) return _mm_mask_storeu_epi8(out, static_cast<__mmask16>(panel.mask), _mm512_cvtepi32_epi8(code[0]));
+  if (V == 1) {
+    const __m128i packed = _mm512_cvtusepi32_epi8(_mm512_max_epi32(code[0], _mm512_setzero_si512()));
+    const __m128i clamped = _mm_max_epu8(_mm_min_epu8(packed, _mm512_castsi512_si128(panel.high)), _mm512_castsi512_si128(panel.low));
+    if (static_cast<__mmask16>(panel.mask) == 0xFFFF)
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out), clamped);
+    else
+      _mm_mask_storeu_epi8(out, static_cast<__mmask16>(panel.mask), clamped);
+    return;
+  }
   const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(code[0], code[1]), _mm512_packs_epi32(code[2], code[3]));
-  const __m512i ordered = _mm512_permutexvar_epi32(order, packed);
+  const __m512i clamped = _mm512_max_epu8(_mm512_min_epu8(_mm512_permutexvar_epi32(order, packed), panel.high), panel.low);
   if (V == 4 && panel.mask == ~0ull)
-    _mm512_storeu_si512(out, ordered);
+    _mm512_storeu_si512(out, clamped);
+  else if (V == 2 && panel.mask == 0xFFFFFFFF)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_castsi512_si256(clamped));
   else
-    _mm512_mask_storeu_epi8(out, panel.mask, ordered);
+    _mm512_mask_storeu_epi8(out, panel.mask, clamped);
 }
 
 }  // namespace qpass
