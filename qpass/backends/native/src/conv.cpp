@@ -18,15 +18,17 @@ namespace qpass {
 
 // R pixels by V vectors of channels: what to multiply, and where to the sums or, finished, the codes go
 struct ConvTile {
-  const uint8_t* const* rows;  // [tap][pixel]
-  int64_t ld, taps, channel, groups;
+  const uint8_t* const* rows;  // [tap][pixel], or none: then the pixels lie `move` apart from `plain` on
+  const uint8_t* plain;
+  int64_t move, ld, taps, channel, groups;
   int rest;  // bytes of a tap beyond the last whole group
   const int32_t *b, *start;
   const char* ahead;  // of the next panel, to ask for
   int32_t* sums;      // [R][64], where the codes are not written at once
   const Epilogue* epilogue;
   const Panel* panel;  // where they are
-  const int64_t* out;  // rows of the output
+  const int64_t* out;  // rows of the output, or none: then they are row, row + 1, ..
+  int64_t row;
 };
 
 template <int R, int V>
@@ -43,7 +45,7 @@ void conv_tile(const ConvTile& p) {
   for (int64_t t = 0; t < p.taps; t++) {
     const uint8_t* a[R];
 #pragma GCC unroll 6
-    for (int r = 0; r < R; r++) a[r] = p.rows[t * p.ld + r] + p.channel;
+    for (int r = 0; r < R; r++) a[r] = (p.rows ? p.rows[t * p.ld + r] : p.plain + r * p.move) + p.channel;
     for (int64_t g = 0; g < p.groups; g++, b += COLUMNS, ahead += 64) {
       _mm_prefetch(ahead, _MM_HINT_T1);
       int32_t four[R];
@@ -62,10 +64,10 @@ void conv_tile(const ConvTile& p) {
     const __m512i order = packed_order();
     if (p.epilogue->other) {
 #pragma GCC unroll 6
-      for (int r = 0; r < R; r++) finish_codes<true, V>(*p.epilogue, *p.panel, p.out[r], sum[r], order);
+      for (int r = 0; r < R; r++) finish_codes<true, V>(*p.epilogue, *p.panel, p.out ? p.out[r] : p.row + r, sum[r], order);
     } else {
 #pragma GCC unroll 6
-      for (int r = 0; r < R; r++) finish_codes<false, V>(*p.epilogue, *p.panel, p.out[r], sum[r], order);
+      for (int r = 0; r < R; r++) finish_codes<false, V>(*p.epilogue, *p.panel, p.out ? p.out[r] : p.row + r, sum[r], order);
     }
     return;
   }
@@ -104,6 +106,13 @@ void finish_tile(const Conv& p, const Epilogue& e, const Phase& phase, const Tas
   }
 }
 
+// one tap, and each output pixel has its own: rows need no table
+bool is_plain(const Conv& p) {
+  bool found = !p.transposed;
+  for (int i = 0; i < 3; i++) found = found && p.kernel[i] == 1 && p.stride[i] == 1 && p.padding[i] == 0 && p.in[i] == p.size[i];
+  return found;
+}
+
 void run_product(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t first, int64_t count, int64_t panel, int64_t panel_end) {
   static thread_local Task task;
   alignas(64) int32_t sums[ROWS * COLUMNS], start[COLUMNS];
@@ -116,7 +125,8 @@ void run_product(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_
   const int64_t groups4 = p.fold ? (width + 3) / 4 : width / 4;
   const int rest = p.fold ? 0 : static_cast<int>(width % 4);
   static thread_local std::vector<int32_t> gathered;
-  write_rows(p, phase, zeros, first, count, task);
+  const bool plain = quick && is_plain(p);
+  if (!plain) write_rows(p, phase, zeros, first, count, task);
   const int64_t tiles = (count + ROWS - 1) / ROWS;
   for (int64_t j = panel; j < panel_end; j++) {
     const int64_t group = j / panels, column = group * n_group + j % panels * COLUMNS, end = (group + 1) * n_group;
@@ -132,14 +142,19 @@ void run_product(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_
     }
     const int vectors = static_cast<int>(std::min<int64_t>(WIDE, (end - column + 15) / 16));
     const Panel panel = quick ? panel_of(e, column, end) : Panel();
-    ConvTile tile{nullptr, count, taps, p.fold ? 0 : group * per_group, groups4, rest, w, start, nullptr, sums, &e, quick ? &panel : nullptr, nullptr};
+    ConvTile tile{nullptr, nullptr, p.ld, count, taps, p.fold ? 0 : group * per_group, groups4, rest, w, start, nullptr, sums, &e, quick ? &panel : nullptr, nullptr, 0};
     for (int64_t i = 0, pixel = 0; i < tiles; i++) {
       const int rows = static_cast<int>(count / tiles + (i < count % tiles));
       // each of the first four tiles asks for a quarter of the next panel
       const int64_t quarter = all_taps * tap_lanes, here = i < 4 && j + 1 < panel_end ? quarter * (i + 4) : 0;
       tile.ahead = reinterpret_cast<const char*>(w) + here;
-      tile.rows = task.rows.data() + pixel;
-      tile.out = task.out.data() + pixel;
+      if (plain) {
+        tile.row = first + pixel;
+        tile.plain = p.x + tile.row * p.ld;
+      } else {
+        tile.rows = task.rows.data() + pixel;
+        tile.out = task.out.data() + pixel;
+      }
       conv_choose((rows - 1) * WIDE + vectors - 1, std::make_integer_sequence<int, ROWS * WIDE>())(tile);
       if (!quick) finish_tile(p, e, phase, task, sums, pixel, rows, column, end);
       pixel += rows;
