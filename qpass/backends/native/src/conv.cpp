@@ -61,15 +61,14 @@ void conv_tile(const ConvTile& p) {
     }
   }
   if (p.panel) {
-    const __m512i order = packed_order();
-    if (p.epilogue->other) {
+    const Epilogue& e = *p.epilogue;
+    const auto finish = [&](auto how) __attribute__((always_inline)) {
 #pragma GCC unroll 6
-      for (int r = 0; r < R; r++) finish_codes<true, V>(*p.epilogue, *p.panel, p.out ? p.out[r] : p.row + r, sum[r], order);
-    } else {
-#pragma GCC unroll 6
-      for (int r = 0; r < R; r++) finish_codes<false, V>(*p.epilogue, *p.panel, p.out ? p.out[r] : p.row + r, sum[r], order);
-    }
-    return;
+      for (int r = 0; r < R; r++) finish_pixel<decltype(how)::value, V>(e, *p.panel, p.out ? p.out[r] : p.row + r, sum[r]);
+    };
+    if (e.out_type == BF16) return finish(std::integral_constant<int, HALVES>());
+    if (!e.other) return finish(std::integral_constant<int, CODES>());
+    return e.other_type == U8 ? finish(std::integral_constant<int, ADD_CODES>()) : finish(std::integral_constant<int, ADD_HALVES>());
   }
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++) {
@@ -191,7 +190,7 @@ void run_conv(const ConvWork& work, const ConvPointers& at, uint8_t* padded, boo
     if (phase.pixels == 0 || p.n == 0) continue;
     const int64_t units = depthwise ? depthwise_units(p, phase) : phase.pixels, pixels = phase.pixels / units;  // of a unit
     const int64_t usual = std::max<int64_t>(1, PIXELS / pixels), most = !depthwise && units <= 2 * usual ? units : usual;
-    const int64_t chunks = (units + most - 1) / most, wanted = shared ? 4 * p.threads : 1;
+    const int64_t chunks = (units + most - 1) / most, wanted = shared ? 8 * p.threads : 1;
     const int64_t splits = std::clamp<int64_t>((wanted + chunks - 1) / chunks, 1, panels);
     each_task(chunks * splits, shared, [&](int64_t task) {
       const int64_t c = task / splits, s = task % splits;

@@ -61,8 +61,12 @@ struct Task {
   std::vector<int64_t> image;        // which image
 };
 
-// Codes that an activation only clamps, of one zero point: finished by whole panels (epilogue.h).
-inline bool is_quick(const Conv& p) { return p.direct == 2 && !p.sample_scale && (!p.other || p.other_type == U8); }
+// What is finished by whole panels (enum Ending): codes that an activation only clamps, or bfloat16 without one, of one zero point.
+inline bool is_quick(const Conv& p) {
+  if (p.sample_scale) return false;
+  if (p.out_type == BF16) return p.act == CONV_NONE && !p.other;
+  return p.direct == 2 && (!p.other || p.other_type != F32);
+}
 
 inline Epilogue epilogue(const Conv& p) {
   return {p.alpha,  p.beta,        p.slope,      p.other, p.out,  p.n,           p.act,      p.out_type, p.other_type,

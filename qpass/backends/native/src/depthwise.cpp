@@ -184,7 +184,7 @@ void run_depthwise(const Conv& p, const Phase& phase, const uint8_t* zeros, int6
   static thread_local Task task;
   static thread_local std::vector<Line> lines;
   const int64_t fours = by_columns(p) ? 3 : (static_cast<int64_t>(phase.taps.size()) + 3) / 4;
-  const bool quick = is_quick(p) && !p.other;
+  const bool quick = is_quick(p) && p.direct && !p.other;
   if (by_columns(p))
     write_lines(p, phase, zeros, first, count, lines);
   else

@@ -103,7 +103,7 @@ inline Panel panel_of(const Epilogue& p, int64_t n, int64_t end) {
   panel.n = n;
   panel.mask = end - n >= 64 ? ~0ull : (1ull << (end - n)) - 1;
   panel.low = _mm512_set1_epi8(static_cast<char>(p.low));
-  const __m512 shift = _mm512_set1_ps(p.other ? p.other_zero * p.other_scale : 0.0f);
+  const __m512 shift = _mm512_set1_ps(p.other && p.other_type == U8 ? p.other_zero * p.other_scale : 0.0f);
   __m512 high[4];
   for (int v = 0; v < 4; v++) {
     const __mmask16 some = static_cast<__mmask16>(panel.mask >> 16 * v);
@@ -115,19 +115,37 @@ inline Panel panel_of(const Epilogue& p, int64_t n, int64_t end) {
   return panel;
 }
 
-// the codes of V vectors of sums of one pixel, written at once; where direct, without sample scales
-template <bool OTHER, int V>  // OTHER: codes are added
-__attribute__((always_inline)) inline void finish_codes(const Epilogue& p, const Panel& panel, int64_t row, const __m512i (&sum)[V], __m512i order) {
+enum Ending { CODES, ADD_CODES, ADD_HALVES, HALVES };  // codes, with codes or bfloat16 added; bfloat16
+
+template <int V>
+__attribute__((always_inline)) inline void finish_halves(const Epilogue& p, const Panel& panel, int64_t row, const __m512i (&sum)[V]) {
+  uint16_t* out = static_cast<uint16_t*>(p.out) + row * p.ld + panel.n;
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) {
+    const __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[v]), panel.alpha[v], panel.beta[v]);
+    _mm256_mask_storeu_epi16(out + 16 * v, static_cast<__mmask16>(panel.mask >> 16 * v), to_bf16(y));
+  }
+}
+
+// V vectors of sums of one pixel, written at once
+template <int HOW, int V>
+__attribute__((always_inline)) inline void finish_pixel(const Epilogue& p, const Panel& panel, int64_t row, const __m512i (&sum)[V]) {
+  if (HOW == HALVES) return finish_halves<V>(p, panel, row, sum);
   const int64_t at = row * p.ld + panel.n;
+  const bool whole = V == 4 && panel.mask == ~0ull;
   __m512i code[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++) {
     __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[v]), panel.alpha[v], panel.beta[v]);
-    if (OTHER) {
+    const __mmask16 some = static_cast<__mmask16>(panel.mask >> 16 * v);
+    if (HOW == ADD_CODES) {
       const uint8_t* other = static_cast<const uint8_t*>(p.other) + at + 16 * v;
-      const __mmask16 some = static_cast<__mmask16>(panel.mask >> 16 * v);
-      const __m128i bytes = V == 4 && panel.mask == ~0ull ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(other)) : _mm_maskz_loadu_epi8(some, other);
+      const __m128i bytes = whole ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(other)) : _mm_maskz_loadu_epi8(some, other);
       y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), _mm512_set1_ps(p.other_scale), y);
+    }
+    if (HOW == ADD_HALVES) {
+      const uint16_t* other = static_cast<const uint16_t*>(p.other) + at + 16 * v;
+      y = _mm512_fmadd_ps(from_bf16(_mm256_maskz_loadu_epi16(some, other)), _mm512_set1_ps(p.other_scale), y);
     }
     code[v] = _mm512_cvtps_epi32(y);
   }
@@ -142,8 +160,8 @@ __attribute__((always_inline)) inline void finish_codes(const Epilogue& p, const
     return;
   }
   const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(code[0], code[1]), _mm512_packs_epi32(code[2], code[3]));
-  const __m512i clamped = _mm512_max_epu8(_mm512_min_epu8(_mm512_permutexvar_epi32(order, packed), panel.high), panel.low);
-  if (V == 4 && panel.mask == ~0ull)
+  const __m512i clamped = _mm512_max_epu8(_mm512_min_epu8(_mm512_permutexvar_epi32(packed_order(), packed), panel.high), panel.low);
+  if (whole)
     _mm512_storeu_si512(out, clamped);
   else if (V == 2 && panel.mask == 0xFFFFFFFF)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_castsi512_si256(clamped));
