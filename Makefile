@@ -32,6 +32,8 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/memory.py
 	$(BIN)/python tests/benchmarks/compile_time.py --minilm
 	$(BIN)/python tests/benchmarks/minilm.py $(ARGS)
+	$(BIN)/python -m tests.benchmarks.native_conv
+	$(BIN)/python tests/benchmarks/images.py $(ARGS)
 
 accuracy: $(STAMP)
 	$(BIN)/python tests/benchmarks/minilm.py --accuracy
