@@ -66,6 +66,7 @@ void conv_tile(const ConvTile& p) {
 #pragma GCC unroll 6
       for (int r = 0; r < R; r++) finish_pixel<decltype(how)::value, V>(e, *p.panel, p.out ? p.out[r] : p.row + r, sum[r]);
     };
+    if (e.out_type == F32) return finish(std::integral_constant<int, FLOATS>());
     if (e.out_type == BF16) return finish(std::integral_constant<int, HALVES>());
     if (!e.other) return finish(std::integral_constant<int, CODES>());
     return e.other_type == U8 ? finish(std::integral_constant<int, ADD_CODES>()) : finish(std::integral_constant<int, ADD_HALVES>());
@@ -86,22 +87,12 @@ inline RunTile conv_choose(int at, std::integer_sequence<int, I...>) {
 }
 
 // any epilogue
-void finish_tile(const Conv& p, const Epilogue& e, const Phase& phase, const Task& task, const int32_t* sums, int64_t pixel, int rows, int64_t column, int64_t end) {
+void finish_tile(const Epilogue& e, const int64_t* out, const int32_t* sums, int rows, int64_t column, int64_t end, float sample) {
   for (int64_t v = 0; v < COLUMNS && column + v < end; v += 16) {
     const int64_t n = column + v;
     const __mmask16 mask = lanes(end - n);
-    const __m512 alpha = _mm512_maskz_loadu_ps(mask, p.alpha + n), beta = _mm512_maskz_loadu_ps(mask, p.beta + n);
-    for (int r = 0; r < rows; r++) {
-      __m512i sum = _mm512_loadu_si512(sums + r * COLUMNS + v);
-      float sample = 1.0f;
-      if (p.sample_scale) {
-        const int64_t image = task.image[pixel + r];
-        const __m512i offset = _mm512_maskz_loadu_epi32(mask, phase.offset + n);
-        sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(_mm512_set1_epi32(p.sample_zero[image]), offset));
-        sample = p.sample_scale[image];
-      }
-      finish_lanes(e, sum, task.out[pixel + r], n, mask, alpha, beta, sample);
-    }
+    const __m512 alpha = _mm512_maskz_loadu_ps(mask, e.alpha + n), beta = _mm512_maskz_loadu_ps(mask, e.beta + n);
+    for (int r = 0; r < rows; r++) finish_lanes(e, _mm512_loadu_si512(sums + r * COLUMNS + v), out[r], n, mask, alpha, beta, sample);
   }
 }
 
@@ -116,6 +107,7 @@ void run_product(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_
   static thread_local Task task;
   alignas(64) int32_t sums[ROWS * COLUMNS], start[COLUMNS];
   const Epilogue e = epilogue(p);
+  const Sample sample = sample_of(p, first / (phase.pixels / p.batch));
   const bool quick = is_quick(p);
   const int64_t taps = phase.taps.size(), all_taps = p.fold ? p.kernel[0] * p.kernel[1] : p.kernel[0] * p.kernel[1] * p.kernel[2];
   const int64_t per_group = p.channels / p.groups, width = p.fold ? p.kernel[2] * p.channels : per_group;
@@ -136,11 +128,12 @@ void run_product(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_
       w = gathered.data();
     }
     for (int64_t c = 0; c < COLUMNS; c += 16) {
-      const __mmask16 some = p.sample_scale || column + c >= end ? 0 : lanes(end - column - c);
-      _mm512_store_si512(start + c, _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_maskz_loadu_epi32(some, phase.offset + column + c)));
+      const __mmask16 some = column + c >= end ? 0 : lanes(end - column - c);
+      const __m512i offset = _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(some, phase.offset + column + c), _mm512_set1_epi32(sample.zero));
+      _mm512_store_si512(start + c, _mm512_sub_epi32(_mm512_setzero_si512(), offset));
     }
     const int vectors = static_cast<int>(std::min<int64_t>(WIDE, (end - column + 15) / 16));
-    const Panel panel = quick ? panel_of(e, column, end) : Panel();
+    const Panel panel = quick ? panel_of(e, column, end, sample.scale) : Panel();
     ConvTile tile{nullptr, nullptr, p.ld, count, taps, p.fold ? 0 : group * per_group, groups4, rest, w, start, nullptr, sums, &e, quick ? &panel : nullptr, nullptr, 0};
     for (int64_t i = 0, pixel = 0; i < tiles; i++) {
       const int rows = static_cast<int>(count / tiles + (i < count % tiles));
@@ -155,7 +148,7 @@ void run_product(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_
         tile.out = task.out.data() + pixel;
       }
       conv_choose((rows - 1) * WIDE + vectors - 1, std::make_integer_sequence<int, ROWS * WIDE>())(tile);
-      if (!quick) finish_tile(p, e, phase, task, sums, pixel, rows, column, end);
+      if (!quick) finish_tile(e, task.out.data() + pixel, sums, rows, column, end, sample.scale);
       pixel += rows;
     }
   }
@@ -188,13 +181,14 @@ void run_conv(const ConvWork& work, const ConvPointers& at, uint8_t* padded, boo
   const int64_t panels = depthwise ? (p.n + COLUMNS - 1) / COLUMNS : p.groups * ((p.n / p.groups + COLUMNS - 1) / COLUMNS);
   for (const Phase& phase : work.phases) {
     if (phase.pixels == 0 || p.n == 0) continue;
-    const int64_t units = depthwise ? depthwise_units(p, phase) : phase.pixels, pixels = phase.pixels / units;  // of a unit
+    const int64_t images = p.sample_scale ? p.batch : 1;  // a task has one scale
+    const int64_t units = (depthwise ? depthwise_units(p, phase) : phase.pixels) / images, pixels = phase.pixels / images / units;  // of a unit
     const int64_t usual = std::max<int64_t>(1, PIXELS / pixels), most = !depthwise && units <= 2 * usual ? units : usual;
     const int64_t chunks = (units + most - 1) / most, wanted = shared ? 8 * p.threads : 1;
-    const int64_t splits = std::clamp<int64_t>((wanted + chunks - 1) / chunks, 1, panels);
-    each_task(chunks * splits, shared, [&](int64_t task) {
-      const int64_t c = task / splits, s = task % splits;
-      const int64_t first = c * units / chunks, count = (c + 1) * units / chunks - first;
+    const int64_t splits = std::clamp<int64_t>((wanted + chunks * images - 1) / (chunks * images), 1, panels);
+    each_task(images * chunks * splits, shared, [&](int64_t task) {
+      const int64_t image = task / (chunks * splits), c = task / splits % chunks, s = task % splits;
+      const int64_t first = image * units + c * units / chunks, count = (c + 1) * units / chunks - c * units / chunks;
       const auto run = depthwise ? run_depthwise : run_product;
       run(p, phase, zero, first, count, s * panels / splits, (s + 1) * panels / splits);
     });

@@ -55,17 +55,25 @@ ConvWork conv_work(const Conv& args);
 // padded: room for work.padded bytes. shared: team.h
 void run_conv(const ConvWork& work, const ConvPointers& at, uint8_t* padded, bool shared);
 
-struct Task {
-  std::vector<const uint8_t*> rows;  // [tap][pixel]
-  std::vector<int64_t> out;          // row of the output of each pixel
-  std::vector<int64_t> image;        // which image
+struct Sample {
+  float scale;
+  int32_t zero;  // times the offsets; 1 where these hold the zero point of all images
 };
 
-// What is finished by whole panels (enum Ending): codes that an activation only clamps, or bfloat16 without one, of one zero point.
+inline Sample sample_of(const Conv& p, int64_t image) {
+  if (!p.sample_scale) return {1.0f, 1};
+  return {p.sample_scale[image], p.sample_zero[image]};
+}
+
+struct Task {  // of one image, where images have scales of their own
+  std::vector<const uint8_t*> rows;  // [tap][pixel]
+  std::vector<int64_t> out;          // row of the output of each pixel
+};
+
+// What is finished by whole panels (enum Ending): an activation that only clamps, and no rounding but that of the result.
 inline bool is_quick(const Conv& p) {
-  if (p.sample_scale) return false;
-  if (p.out_type == BF16) return p.act == CONV_NONE && !p.other;
-  return p.direct == 2 && (!p.other || p.other_type != F32);
+  if (p.out_type == U8) return p.direct == 2 && (!p.other || p.other_type != F32);
+  return (p.act == CONV_NONE || p.act == CONV_RELU || p.act == CONV_RELU6) && (!p.other || p.other_type == p.out_type);
 }
 
 inline Epilogue epilogue(const Conv& p) {

@@ -30,7 +30,6 @@ inline void write_run(const Conv& p, const Phase& phase, const uint8_t* image, c
 void write_rows(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t first, int64_t count, Task& task) {
   task.rows.resize(phase.taps.size() * count);
   task.out.resize(count);
-  task.image.resize(count);
   const int64_t plane = p.in[0] * p.in[1] * p.in[2] * p.ld;
   int64_t at[3], flat = first;
   at[2] = flat % phase.count[2], flat /= phase.count[2];
@@ -42,10 +41,7 @@ void write_rows(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t
     int64_t out[3];
     for (int a = 0; a < 3; a++) out[a] = phase.first[a] + phase.step[a] * at[a];
     const int64_t row = ((image * p.size[0] + out[0]) * p.size[1] + out[1]) * p.size[2] + out[2];
-    for (int64_t k = 0; k < run; k++) {
-      task.out[i + k] = row + k * phase.step[2];
-      task.image[i + k] = image;
-    }
+    for (int64_t k = 0; k < run; k++) task.out[i + k] = row + k * phase.step[2];
     const uint8_t* zero = zeros + (p.sample_zero ? image * (p.channels + SLACK) : 0);
     write_run(p, phase, p.x + image * plane, zero, out, i, run, count, task);
     i += run;

@@ -17,7 +17,10 @@ struct Block {
   __mmask64 mask;
   __m512i start[4];
   __m512 alpha[4], beta[4];
-  __m512i low, high;  // bytes, in the order of channels
+  __m512i low, high;    // bytes, in the order of channels
+  __m512 least, most;   // of floats; where these are written, factors lie in the order of channels too
+  float sample;
+  bool floats;
 };
 
 inline bool by_columns(const Conv& p) { return p.kernel[0] * p.kernel[1] == 3 && p.kernel[2] == 3; }
@@ -52,29 +55,35 @@ inline __m512i codes(const uint8_t* from, const Block& block) {
 }
 
 // any epilogue: the sums in the order of channels
-__attribute__((noinline)) void finish_slow(const Conv& p, const int32_t* offset, const Block& block, int64_t row, int64_t image, __m512i (&sum)[4]) {
+__attribute__((noinline)) void finish_slow(const Conv& p, const Block& block, int64_t row, __m512i (&sum)[4]) {
   const Epilogue e = epilogue(p);
   const int64_t left = p.n - block.channel;
   turn(sum);
   for (int q = 0; q < 4 && left > q * 16; q++) {
     const int64_t n = block.channel + q * 16;
     const __mmask16 some = lanes(left - q * 16);
-    if (p.sample_scale) {
-      const __m512i zero = _mm512_maskz_loadu_epi32(some, offset + n);
-      sum[q] = _mm512_sub_epi32(sum[q], _mm512_mullo_epi32(_mm512_set1_epi32(p.sample_zero[image]), zero));
-    }
-    const float sample = p.sample_scale ? p.sample_scale[image] : 1.0f;
-    finish_lanes(e, sum[q], row, n, some, _mm512_maskz_loadu_ps(some, p.alpha + n), _mm512_maskz_loadu_ps(some, p.beta + n), sample);
+    finish_lanes(e, sum[q], row, n, some, _mm512_maskz_loadu_ps(some, p.alpha + n), _mm512_maskz_loadu_ps(some, p.beta + n), block.sample);
   }
 }
 
-// QUICK: codes that an activation only clamps, of one zero point, with nothing added. row: of the output; offset: of the phase
+// float32 that an activation only clamps, nothing added: sixteen values a vector in the order of channels
+__attribute__((always_inline)) inline void finish_floats(const Conv& p, const Block& block, int64_t row, __m512i (&sum)[4]) {
+  turn(sum);
+  float* out = static_cast<float*>(p.out) + row * p.n + block.channel;
+#pragma GCC unroll 4
+  for (int q = 0; q < 4; q++) {
+    const __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[q]), block.alpha[q], block.beta[q]);
+    _mm512_mask_storeu_ps(out + 16 * q, static_cast<__mmask16>(block.mask >> 16 * q), _mm512_min_ps(_mm512_max_ps(y, block.least), block.most));
+  }
+}
+
+// QUICK: codes that an activation only clamps, with nothing added. row: of the output
 template <bool QUICK, bool FULL>
-__attribute__((always_inline)) inline void finish_sums(const Conv& p, const int32_t* offset, const Block& block, int64_t row, int64_t image, const __m512i (&sum)[4]) {
+__attribute__((always_inline)) inline void finish_sums(const Conv& p, const Block& block, int64_t row, const __m512i (&sum)[4]) {
   __m512i code[4];
   if (!QUICK) {
     for (int j = 0; j < 4; j++) code[j] = sum[j];
-    return finish_slow(p, offset, block, row, image, code);
+    return block.floats ? finish_floats(p, block, row, code) : finish_slow(p, block, row, code);
   }
 #pragma GCC unroll 4
   for (int j = 0; j < 4; j++) code[j] = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[j]), block.alpha[j], block.beta[j]));
@@ -101,14 +110,14 @@ void each_pixel(const Conv& p, const Phase& phase, const Task& task, const Block
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) Bytes::dot(sum[j], x[j], _mm512_loadu_si512(w + 64 * j));
     }
-    finish_sums<QUICK, FULL>(p, phase.offset, block, task.out[i], task.image[i], sum);
+    finish_sums<QUICK, FULL>(p, block, task.out[i], sum);
   }
 }
 
 // one output line of a kernel of 3 lines by 3: where these lie, and how far their pixels are apart (0: a line of zero points)
 struct Line {
   const uint8_t *from[3], *zero;
-  int64_t move[3], row, image;
+  int64_t move[3], row;
 };
 
 struct Sums {
@@ -117,7 +126,7 @@ struct Sums {
 
 // A column of three pixels is interleaved once and added to each output that sees it. SHIFT: columns from an output to the next.
 template <bool QUICK, bool FULL, int SHIFT>
-void each_line(const Conv& p, const int32_t* offset, const Block& block, const Line& line, int64_t count) {
+void each_line(const Conv& p, const Block& block, const Line& line, int64_t count) {
   const int64_t width = p.in[2], step = SHIFT == 3 ? p.stride[2] : SHIFT * p.dilation[2];
   const Sums start = {{block.start[0], block.start[1], block.start[2], block.start[3]}};
   const uint8_t *from[3], *zero = line.zero;
@@ -146,7 +155,7 @@ void each_line(const Conv& p, const int32_t* offset, const Block& block, const L
     column(x + 2 * d, in), add(a, in, 2);
     if (SHIFT == 1) add(b, in, 1), add(c, in, 0);
     if (SHIFT == 2) add(b, in, 0);
-    finish_sums<QUICK, FULL>(p, offset, block, line.row + i, line.image, a.lane);
+    finish_sums<QUICK, FULL>(p, block, line.row + i, a.lane);
     a = SHIFT == 3 ? start : b;
     b = SHIFT == 1 ? c : start;
     c = start;
@@ -158,7 +167,7 @@ void run(const Conv& p, const Phase& phase, const Task& task, const std::vector<
   if (!by_columns(p)) return each_pixel<QUICK, FULL>(p, phase, task, block, count);
   const int64_t move = p.stride[2], once = p.dilation[2];
   const auto walk = move == once ? each_line<QUICK, FULL, 1> : move == 2 * once ? each_line<QUICK, FULL, 2> : each_line<QUICK, FULL, 3>;
-  for (const Line& line : lines) walk(p, phase.offset, block, line, phase.count[2]);
+  for (const Line& line : lines) walk(p, block, line, phase.count[2]);
 }
 
 void write_lines(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_t first, int64_t count, std::vector<Line>& lines) {
@@ -166,7 +175,7 @@ void write_lines(const Conv& p, const Phase& phase, const uint8_t* zeros, int64_
   for (int64_t i = 0; i < count; i++) {
     const int64_t y = (first + i) % phase.count[1], rest = (first + i) / phase.count[1], z = rest % phase.count[0], image = rest / phase.count[0];
     const uint8_t* zero = zeros + (p.sample_zero ? image * (p.channels + SLACK) : 0);
-    Line line{{zero, zero, zero}, zero, {0, 0, 0}, (first + i) * phase.count[2], image};
+    Line line{{zero, zero, zero}, zero, {0, 0, 0}, (first + i) * phase.count[2]};
     for (int k = 0; k < 3; k++) {
       const Tap& tap = phase.taps[3 * k];
       const int64_t d = locate(p, 0, z, tap), h = locate(p, 1, y, tap);
@@ -185,6 +194,7 @@ void run_depthwise(const Conv& p, const Phase& phase, const uint8_t* zeros, int6
   static thread_local std::vector<Line> lines;
   const int64_t fours = by_columns(p) ? 3 : (static_cast<int64_t>(phase.taps.size()) + 3) / 4;
   const bool quick = is_quick(p) && p.direct && !p.other;
+  const Sample sample = sample_of(p, first / (depthwise_units(p, phase) / p.batch));
   if (by_columns(p))
     write_lines(p, phase, zeros, first, count, lines);
   else
@@ -195,12 +205,21 @@ void run_depthwise(const Conv& p, const Phase& phase, const uint8_t* zeros, int6
     block.w = p.w + panel * fours * 256;
     block.channel = channel;
     block.mask = left >= 64 ? ~0ull : (1ull << left) - 1;
-    load_turned(phase.offset + channel, p.sample_scale ? 0 : block.mask, block.start);
-    for (int j = 0; j < 4; j++) block.start[j] = _mm512_sub_epi32(_mm512_setzero_si512(), block.start[j]);
-    load_turned(p.alpha + channel, block.mask, reinterpret_cast<__m512i(&)[4]>(block.alpha));
-    load_turned(p.beta + channel, block.mask, reinterpret_cast<__m512i(&)[4]>(block.beta));
+    load_turned(phase.offset + channel, block.mask, block.start);
+    for (int j = 0; j < 4; j++) block.start[j] = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_mullo_epi32(block.start[j], _mm512_set1_epi32(sample.zero)));
+    block.sample = sample.scale;
+    block.floats = !p.other && p.out_type == F32 && is_quick(p);
+    if (block.floats) {
+      const Panel panel = panel_of(epilogue(p), channel, p.n, sample.scale);
+      for (int j = 0; j < 4; j++) block.alpha[j] = panel.alpha[j], block.beta[j] = panel.beta[j];
+      block.least = _mm512_set1_ps(p.act == CONV_NONE ? -INFINITY : 0.0f), block.most = _mm512_set1_ps(p.act == CONV_RELU6 ? 6.0f : INFINITY);
+    } else {
+      load_turned(p.alpha + channel, block.mask, reinterpret_cast<__m512i(&)[4]>(block.alpha));
+      load_turned(p.beta + channel, block.mask, reinterpret_cast<__m512i(&)[4]>(block.beta));
+      for (int j = 0; j < 4; j++) block.alpha[j] = _mm512_mul_ps(block.alpha[j], _mm512_set1_ps(sample.scale));
+    }
     if (quick) {
-      const Panel panel = panel_of(epilogue(p), channel, p.n);
+      const Panel panel = panel_of(epilogue(p), channel, p.n, 1.0f);
       block.low = panel.low, block.high = panel.high;
     }
     if (left >= 64)

@@ -80,7 +80,8 @@ inline void finish_lanes(const Epilogue& p, __m512i sum, int64_t row, int64_t n,
 // the order that undoes what packing does to dwords
 inline __m512i packed_order() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
 
-// What direct codes of 64 channels n .. n + 63 take, in the order of channels; read once for all pixels of a task.
+// What direct codes of 64 channels n .. n + 63 take, in the order of channels; read once for all pixels of a task. Sums of
+// these have an image in common, and so its scale `sample`.
 //
 // Codes are clamped when they are bytes, which is the same: rounding is monotone, packing saturates, and a Conv that is called `quick` has
 // no sum that an int32 cannot hold after the factor.
@@ -98,7 +99,7 @@ inline __m512i bytes_of(const __m512 (&y)[4]) {
   return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
 }
 
-inline Panel panel_of(const Epilogue& p, int64_t n, int64_t end) {
+inline Panel panel_of(const Epilogue& p, int64_t n, int64_t end, float sample) {
   Panel panel;
   panel.n = n;
   panel.mask = end - n >= 64 ? ~0ull : (1ull << (end - n)) - 1;
@@ -107,7 +108,7 @@ inline Panel panel_of(const Epilogue& p, int64_t n, int64_t end) {
   __m512 high[4];
   for (int v = 0; v < 4; v++) {
     const __mmask16 some = static_cast<__mmask16>(panel.mask >> 16 * v);
-    panel.alpha[v] = _mm512_maskz_loadu_ps(some, p.alpha + n + 16 * v);
+    panel.alpha[v] = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, p.alpha + n + 16 * v), _mm512_set1_ps(sample));
     panel.beta[v] = _mm512_sub_ps(_mm512_maskz_loadu_ps(some, p.beta + n + 16 * v), shift);
     high[v] = p.slope ? _mm512_maskz_loadu_ps(some, p.slope + n + 16 * v) : _mm512_set1_ps(p.high);
   }
@@ -115,22 +116,33 @@ inline Panel panel_of(const Epilogue& p, int64_t n, int64_t end) {
   return panel;
 }
 
-enum Ending { CODES, ADD_CODES, ADD_HALVES, HALVES };  // codes, with codes or bfloat16 added; bfloat16
+enum Ending { CODES, ADD_CODES, ADD_HALVES, HALVES, FLOATS };  // codes, with codes or bfloat16 added; bfloat16 and float32, with the same added
 
-template <int V>
-__attribute__((always_inline)) inline void finish_halves(const Epilogue& p, const Panel& panel, int64_t row, const __m512i (&sum)[V]) {
-  uint16_t* out = static_cast<uint16_t*>(p.out) + row * p.ld + panel.n;
+// values that an activation only clamps
+template <int HOW, int V>
+__attribute__((always_inline)) inline void finish_values(const Epilogue& p, const Panel& panel, int64_t row, const __m512i (&sum)[V]) {
+  const int64_t at = row * p.ld + panel.n;
+  const __m512 low = _mm512_set1_ps(p.act == CONV_NONE ? -INFINITY : 0.0f), high = _mm512_set1_ps(p.act == CONV_RELU6 ? 6.0f : INFINITY);
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++) {
-    const __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[v]), panel.alpha[v], panel.beta[v]);
-    _mm256_mask_storeu_epi16(out + 16 * v, static_cast<__mmask16>(panel.mask >> 16 * v), to_bf16(y));
+    const __mmask16 some = static_cast<__mmask16>(panel.mask >> 16 * v);
+    __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[v]), panel.alpha[v], panel.beta[v]);
+    if (HOW == HALVES) {
+      if (p.other) y = _mm512_add_ps(y, from_bf16(_mm256_maskz_loadu_epi16(some, static_cast<const uint16_t*>(p.other) + at + 16 * v)));
+      y = _mm512_min_ps(_mm512_max_ps(y, low), high);
+      _mm256_mask_storeu_epi16(static_cast<uint16_t*>(p.out) + at + 16 * v, some, to_bf16(y));
+    } else {
+      if (p.other) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(some, static_cast<const float*>(p.other) + at + 16 * v));
+      y = _mm512_min_ps(_mm512_max_ps(y, low), high);
+      _mm512_mask_storeu_ps(static_cast<float*>(p.out) + at + 16 * v, some, y);
+    }
   }
 }
 
 // V vectors of sums of one pixel, written at once
 template <int HOW, int V>
 __attribute__((always_inline)) inline void finish_pixel(const Epilogue& p, const Panel& panel, int64_t row, const __m512i (&sum)[V]) {
-  if (HOW == HALVES) return finish_halves<V>(p, panel, row, sum);
+  if (HOW == HALVES || HOW == FLOATS) return finish_values<HOW, V>(p, panel, row, sum);
   const int64_t at = row * p.ld + panel.n;
   const bool whole = V == 4 && panel.mask == ~0ull;
   __m512i code[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
