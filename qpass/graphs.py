@@ -15,6 +15,9 @@ from torch._guards import detect_fake_mode
 
 from qpass.arity import full_arity
 
+aten = torch.ops.aten
+PADS = (aten.pad.default, aten.constant_pad_nd.default)
+
 
 def fake_mode(gm: fx.GraphModule) -> Any:
     """The fake mode of a graph's values."""
@@ -73,6 +76,13 @@ def set_value(gm: fx.GraphModule, node: fx.Node) -> None:
 def single_user(node: fx.Node) -> fx.Node | None:
     """The only user of a node, or None where it has none or several."""
     return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def pads_zeros(node: fx.Node) -> bool:
+    """Whether a node puts zeros around its input."""
+    if node.op != "call_function" or node.target not in PADS:
+        return False
+    return (node.target is aten.constant_pad_nd.default or node.args[2] == "constant") and not node.args[-1]
 
 
 def is_view(node: fx.Node) -> bool:

@@ -27,13 +27,14 @@ class Padded(nn.Module):
 
 
 @needs_kernels
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
 @pytest.mark.parametrize("groups", [1, 24])
 @pytest.mark.parametrize("widths", [(0, 1, 0, 1), (2, 0, 1, 3), (1, 0), (0, 1, 0, 1, 1, 0)])
-def test_zeros_around_codes_are_padding(widths, groups):
+def test_zeros_around_codes_are_padding(widths, groups, scheme):
     model, x = Padded(widths, groups).eval(), smooth(3, (3, 13, 12))
     found = {}
     for backend in ("cpu", "reference"):
-        q = qpass.compile(model, "w8a8", x, [x], backend=backend)
+        q = qpass.compile(model, scheme, x, [x] if scheme == "w8a8" else None, backend=backend)
         with torch.no_grad():
             found[backend] = q(x)
             assert q(other := smooth(2, (3, 10, 15))).shape == model(other).shape

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qpass.graphs import add_call, constant, single_user
+from qpass.graphs import PADS, add_call, constant, pads_zeros, single_user
 
 aten = torch.ops.aten
 Q = torch.ops.qpass
@@ -46,7 +46,6 @@ MOVES = (
 )
 PARTS = (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default)
 POOLS = (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
-PADS = (aten.pad.default, aten.constant_pad_nd.default)
 SWEEPS = 8
 Key = tuple[float, int, str]
 
@@ -128,7 +127,7 @@ def _move(gm: fx.GraphModule, node: fx.Node, key: Key) -> int:
     x = node.args[0]
     if x.op != "call_function" or not all(_known(user, key) for user in x.users):
         return 0
-    if not _movable(x, key) and not (x.target in PADS and _pads_zero(x) and single_user(x) is node):
+    if not _movable(x, key) and not (pads_zeros(x) and single_user(x) is node):
         return 0
     made = _moved(gm, x, node)
     return _become(gm, node, made) if made is not None else 0
@@ -136,7 +135,7 @@ def _move(gm: fx.GraphModule, node: fx.Node, key: Key) -> int:
 
 def _movable(x: fx.Node, key: Key) -> bool:
     """Whether every value behind a move ends up as integers at no cost."""
-    if x.target in PADS and not _pads_zero(x):
+    if x.target in PADS and not pads_zeros(x):
         return False
     if x.target not in (*MOVES, *POOLS, *PADS, aten.cat.default, operator.getitem):
         return False
@@ -175,11 +174,6 @@ def _product(value: fx.Node) -> bool:
             return False
         value = value.args[0]
     return value.target is aten.convolution.default and value.args[0].target is Q.dequantize.default
-
-
-def _pads_zero(x: fx.Node) -> bool:
-    constant_mode = x.target is aten.constant_pad_nd.default or x.args[2] == "constant"
-    return constant_mode and not x.args[-1]
 
 
 def _moved(gm: fx.GraphModule, x: fx.Node, node: fx.Node) -> fx.Node | None:

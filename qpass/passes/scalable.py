@@ -17,14 +17,13 @@ import torch
 from torch import fx
 
 from qpass.convolutions import is_convolution
-from qpass.graphs import constant, single_user
+from qpass.graphs import PADS, constant, single_user
 from qpass.passes.conv_values import BATCH_NORM, OUTPUT
 from qpass.passes.fold_norm import norm_affine
 from qpass.plan import Source
 
 aten = torch.ops.aten
 
-PADS = (aten.pad.default, aten.constant_pad_nd.default)
 HOMOGENEOUS = (
     aten.relu.default,
     aten.leaky_relu.default,

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from qpass.graphs import add_call, single_user
+from qpass.graphs import PADS, add_call, single_user
 
 aten = torch.ops.aten
 RESHAPES = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten._unsafe_view.default)
 COPIES = (aten.contiguous.default, aten.clone.default)
-PADS = (aten.pad.default, aten.constant_pad_nd.default)
 ADAPTIVE = (aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default)
 
 

@@ -19,7 +19,7 @@ from qpass.backends.native.build import unavailable
 from qpass.backends.native.conv_pack import pack_conv, phase_offsets, plain_weight
 from qpass.conv_ops import channel_scales
 from qpass.convolutions import Geometry
-from qpass.graphs import add_call, add_constant, constant
+from qpass.graphs import add_call, add_constant, constant, pads_zeros, set_value, single_user
 from qpass.qtype import QType
 
 Q = torch.ops.qpass
@@ -79,23 +79,39 @@ def lower_conv(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     out = (1.0, 0, 255, dtype)
     if out_type:
         out = (float(_held(out_scale)), int(_held(out_zero)), QType.parse(out_type).qmax, torch.uint8)
-    x, padding = _padded(x, node, g, zero)
+    x, padding = _padded(gm, x, node, g, zero)
     walk = (list(g.kernel), node.args[18], padding, *node.args[20:])
     args = (x, *constants, slope, *sample, other, *added, n, *walk, zero, act, *out)
     return add_call(gm, Q.packed_conv.default, args, node)
 
 
-def _padded(x: fx.Node, node: fx.Node, g: Geometry, zero: int) -> tuple[fx.Node, list[int]]:
+def _padded(gm: fx.GraphModule, x: fx.Node, node: fx.Node, g: Geometry, zero: int) -> tuple[fx.Node, list[int]]:
     """What the kernel reads, and its padding: zero points around an image are rows that the kernel makes up itself."""
-    padding = list(g.padding)
-    if x.target is not Q.pad.default or g.transposed or not node.args[3].endswith("/t") or x.args[2] != zero:
-        return x, padding
-    amounts: Any = x.args[1]
+    kind: Any = node.args[3]
+    source: Any = x.args[0] if x.args else None
+    amounts: Any = ()
+    if kind.endswith("/t"):
+        if x.target is Q.pad.default and x.args[2] == zero:
+            amounts = x.args[1]
+    elif x.target is Q.quantize.default and pads_zeros(source) and single_user(x) is node:
+        amounts = source.args[1]
     widths = [*amounts, *[0] * (2 * g.axes - len(amounts))]
-    if len(widths) > 2 * g.axes or any(not isinstance(width, int) or width < 0 for width in widths):
-        return x, padding
+    known = all(isinstance(width, int) and width >= 0 for width in widths)
+    if not amounts or g.transposed or len(widths) > 2 * g.axes or not known:
+        return x, list(g.padding)
+    inner = source if x.target is Q.pad.default else _before_pad(gm, x, node)
     before, after = widths[-2::-2], widths[::-2]  # of the outer axes first
-    return x.args[0], [p + width for side in (before, after) for p, width in zip(padding, side, strict=True)]
+    return inner, [p + width for side in (before, after) for p, width in zip(g.padding, side, strict=True)]
+
+
+def _before_pad(gm: fx.GraphModule, quantize: fx.Node, node: fx.Node) -> fx.Node:
+    """The codes of what a quantize reads padded, of the scales it has: a range always holds 0, so zeros change none."""
+    pad: Any = quantize.args[0]
+    for user in list(pad.users):
+        if user.target is Q.choose_qparams.default:
+            user.update_arg(0, pad.args[0])
+            set_value(gm, user)
+    return add_call(gm, Q.quantize.default, (pad.args[0], *quantize.args[1:]), node)
 
 
 def why_not_max_pool(node: fx.Node) -> str | None:
