@@ -129,11 +129,11 @@ def finish(gm: fx.GraphModule) -> Callable[..., Any]:
         if wanted[-1] not in KERNELS:
             KERNELS[wanted[-1]] = compile_region(part)
     nodes = replace_regions(gm, regions)
+    calls = {}
     if native.unavailable() is None:
         join_chains(gm)
-    calls = {node: (KERNELS[key], node.args) for node, key in zip(nodes, wanted, strict=True)}
-    if native.unavailable() is None:
-        calls |= native_calls(gm, (*CONV_CALLS, *image.CALLS))
+        calls = native_calls(gm, (*CONV_CALLS, *image.CALLS))
+    calls |= {node: (KERNELS[key], node.args) for node, key in zip(nodes, wanted, strict=True)}
     return emit(gm, calls | laid_out_calls(gm, calls))
 
 

@@ -15,10 +15,9 @@ ATTENTION = struct.Struct("7P 7q 15q 4i f")  # src/attention.cpp
 NORM = struct.Struct("9P 2q 2i f")  # src/norm.cpp
 CONV = struct.Struct("10P 23q 8i 7f")  # src/conv.cpp
 IMAGE = struct.Struct("2P 3q i 3f")  # src/image.cpp
-STEP = struct.Struct(
-    "q 9q 328s"
-)  # src/chain.cpp: its kind, three places of three numbers each, the largest block above
 POOL = struct.Struct("2P 20q i")  # src/pool.cpp
+# src/chain.cpp: kind, three places of three numbers each, one of the blocks above as C rounds the largest up
+STEP = struct.Struct(f"q 9q {-(-CONV.size // 8) * 8}s")
 
 OUT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}  # enum Type of src/epilogue.h
 ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "silu")  # index: enum Activation of src/simd.h

@@ -195,15 +195,13 @@ def _plan(steps: Sequence[Step], given: dict[str, Any], results: Sequence[str], 
     batch = next(iter(values.values()))[0][0]
     blocks = []
     for step in steps:
-        (_, channels, *sizes), ld, _ = values[step.x]
+        shape, ld, _ = values[step.x]
         if step.kind == CONV:
             kind = -1 if step.other is None else OUT_TYPES[values[step.other][2]]
-            shape, block = step.block.describe(batch, sizes, ld, kind, threads)
-        elif step.kind == POOL:
-            shape, block = step.block.describe(batch, channels, sizes, threads)
+            shape, block = step.block.describe(batch, shape[2:], ld, kind, threads)
         else:
-            shape = (batch, channels, *sizes)
             block = step.block.pack(shape, threads)
+            shape = step.block.shape(shape) if step.kind == POOL else shape
         values[step.out] = shape, shape[1], step.dtype
         blocks.append(block)
     outer = {name: i for i, name in enumerate((*given, *results))}

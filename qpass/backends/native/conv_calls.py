@@ -61,7 +61,7 @@ class ConvBlock:
         # 255 * 127 of each product, the largest factor: beyond int32 a code is clamped before it is rounded
         reach = 255 * 127 * math.prod(g.kernel) * self.channels // (1 if transposed else groups)
         most = reach * float(factors.abs().max()) + float(addends.abs().max()) + 256 * abs(other_scale) if n else 0.0
-        bounded = most < LARGEST
+        bounded = most < LARGEST and node.args[6] is None  # scales of images are not known yet
         self.held = [_constant(packed), factors, addends, _constant(offset), slopes]
         self.constants = [0 if t is None else t.data_ptr() for t in self.held]
         grouped = (self.channels, n // groups) if transposed else (n, self.channels // groups)
@@ -147,12 +147,15 @@ class PoolBlock:
         self._walk = (*three(size, 1), *three(stride, 1), *three(padding, 0), *three(dilation, 1))
         self._shape_of = pooled_shape(size, stride, padding, dilation, ceil_mode)
 
-    def describe(self, batch: int, channels: int, sizes, threads: int, x: int = 0, out: Callable = lambda shape: 0):
-        """The shape of the result, and the block. x: address; out: from that shape to an address."""
-        shape = (batch, channels, *self._shape_of(list(sizes)))
+    def shape(self, given) -> tuple[int, ...]:
+        """Of the result, from that of x."""
+        return (*given[:2], *self._shape_of(list(given[2:])))
+
+    def pack(self, given, threads: int, x: int = 0, out: int = 0) -> bytes:
+        """given: the shape of x. x, out: addresses."""
         missing = (1,) * (3 - self.axes)
-        numbers = (batch, channels, *missing, *sizes, *missing, *shape[2:], *self._walk)
-        return shape, POOL.pack(x, out(shape), *numbers, threads)
+        numbers = (*given[:2], *missing, *given[2:], *missing, *self.shape(given)[2:], *self._walk)
+        return POOL.pack(x, out, *numbers, threads)
 
 
 def max_pool_call(node: fx.Node) -> Call:
@@ -162,15 +165,9 @@ def max_pool_call(node: fx.Node) -> Call:
 
     def run(x: Tensor) -> Tensor:
         image = x.movedim(1, -1).contiguous()
-        made: list[Tensor] = []
-
-        def out(shape: tuple[int, ...]) -> int:
-            made.append(empty(shape, torch.uint8))
-            return made[0].data_ptr()
-
-        batch, *sizes, channels = image.shape
-        launch(block.describe(batch, channels, sizes, torch.get_num_threads(), image.data_ptr(), out)[1])
-        return made[0]
+        out = empty(block.shape(x.shape), torch.uint8)
+        launch(block.pack(x.shape, torch.get_num_threads(), image.data_ptr(), out.data_ptr()))
+        return out
 
     return run, (node.args[0],)
 

@@ -39,9 +39,10 @@ struct Ready {  // a step for one number of images
 };
 
 struct Chain {
-  int64_t batch, threads, rounds, rest;  // rounds: images of each thread
-  int64_t room;                          // bytes of the buffer, of one image; then those of a padded image
-  std::vector<Ready> one, together;      // for an image alone, and for `rest` of them
+  int64_t threads, rounds, rest;     // rounds: images of each thread
+  int64_t room;                      // bytes of the buffer, of one image
+  std::vector<Ready> one, together;  // for an image alone, and for `rest` of them
+  int64_t padded_one = 0, padded_together = 0;  // bytes behind the room, for a padded image
 };
 
 struct Buffer {
@@ -109,8 +110,10 @@ extern "C" void* qpass_chain_new(const qpass::Step* steps, int64_t count, int64_
   int64_t products = 0;
   for (const Ready& step : one) products += step.work.products * batch;
   if (products <= 1 << 18) threads = 1;
-  Chain* chain = new Chain{batch, threads, batch / threads, batch % threads, room, std::move(one), {}};
+  Chain* chain = new Chain{threads, batch / threads, batch % threads, room, std::move(one), {}};
   if (chain->rest) chain->together = ready(steps, count, chain->rest, threads);
+  chain->padded_one = largest_padded(chain->one);
+  chain->padded_together = largest_padded(chain->together);
   return chain;
 }
 
@@ -124,11 +127,11 @@ extern "C" int32_t qpass_chain_run(const qpass::Chain* chain, void* const* given
   const int64_t alone = c.rounds * c.threads;
   std::atomic<int32_t> failed{0};
   Buffer* common = &own;  // of the caller
-  if (!own.reserve(std::max<int64_t>(1, c.rest) * c.room + std::max(largest_padded(c.together), largest_padded(c.one)))) return 1;
+  if (!own.reserve(std::max(c.room + c.padded_one, c.rest * c.room + c.padded_together))) return 1;
 #pragma omp parallel num_threads(c.threads)
   {
     if (alone) {
-      const bool enough = own.reserve(c.room + largest_padded(c.one));
+      const bool enough = own.reserve(c.room + c.padded_one);
       if (!enough) failed = 1;
 #pragma omp for schedule(dynamic, 1)
       for (int64_t i = 0; i < alone; i++)

@@ -210,8 +210,8 @@ void run_depthwise(const Conv& p, const Phase& phase, const uint8_t* zeros, int6
     block.sample = sample.scale;
     block.floats = !p.other && p.out_type == F32 && is_quick(p);
     if (block.floats) {
-      const Panel panel = panel_of(epilogue(p), channel, p.n, sample.scale);
-      for (int j = 0; j < 4; j++) block.alpha[j] = panel.alpha[j], block.beta[j] = panel.beta[j];
+      const Panel factors = panel_of(epilogue(p), channel, p.n, sample.scale);
+      for (int j = 0; j < 4; j++) block.alpha[j] = factors.alpha[j], block.beta[j] = factors.beta[j];
       block.least = _mm512_set1_ps(p.act == CONV_NONE ? -INFINITY : 0.0f), block.most = _mm512_set1_ps(p.act == CONV_RELU6 ? 6.0f : INFINITY);
     } else {
       load_turned(p.alpha + channel, block.mask, reinterpret_cast<__m512i(&)[4]>(block.alpha));
@@ -219,8 +219,8 @@ void run_depthwise(const Conv& p, const Phase& phase, const uint8_t* zeros, int6
       for (int j = 0; j < 4; j++) block.alpha[j] = _mm512_mul_ps(block.alpha[j], _mm512_set1_ps(sample.scale));
     }
     if (quick) {
-      const Panel panel = panel_of(epilogue(p), channel, p.n, 1.0f);
-      block.low = panel.low, block.high = panel.high;
+      const Panel bounds = panel_of(epilogue(p), channel, p.n, 1.0f);
+      block.low = bounds.low, block.high = bounds.high;
     }
     if (left >= 64)
       quick ? run<true, true>(p, phase, task, lines, block, count) : run<false, true>(p, phase, task, lines, block, count);

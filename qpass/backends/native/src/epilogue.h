@@ -158,6 +158,7 @@ __attribute__((always_inline)) inline void finish_pixel(const Epilogue& p, const
     if (HOW == ADD_HALVES) {
       const uint16_t* other = static_cast<const uint16_t*>(p.other) + at + 16 * v;
       y = _mm512_fmadd_ps(from_bf16(_mm256_maskz_loadu_epi16(some, other)), _mm512_set1_ps(p.other_scale), y);
+      y = _mm512_min_ps(y, _mm512_set1_ps(65535.0f));  // what is added may be of any size; int32 would turn it negative
     }
     code[v] = _mm512_cvtps_epi32(y);
   }
