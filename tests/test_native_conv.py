@@ -180,3 +180,18 @@ def test_reference(shape):
 def test_schema_and_fake():
     for shape in (SHAPES[0], SHAPES[15], SHAPES[5], SHAPES[-2]):
         torch.library.opcheck(Q.packed_conv.default, conv_arguments(**shape, dtype=torch.float32, dynamic=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize("large", [1e6, 1e12, 1e30])
+def test_what_an_int32_cannot_hold_is_clamped(large):
+    """A residual or the scale of an image may be of any size: its codes are the last ones, never wrapped."""
+    args = conv_arguments((2, 8, 5, 5), 40, 1, other=torch.bfloat16)
+    args[8] = torch.full_like(args[8], large)
+    args[8][:, ::2] = -large
+    assert torch.equal(on_kernel(Q.packed_conv.default, *args), Q.packed_conv.default(*args))
+    for groups in (1, 8):
+        args = conv_arguments((2, 8, 5, 5), 8, 3, groups=groups, dynamic=True)
+        args[3], args[6] = torch.zeros(8), torch.full_like(args[6], large)
+        found, wanted = on_kernel(Q.packed_conv.default, *args), Q.packed_conv.default(*args)
+        assert int((found.int() - wanted.int()).abs().max()) <= 1
