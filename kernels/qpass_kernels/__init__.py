@@ -1,1 +1,5 @@
-"""Triton kernels of qpass. Imports torch and triton only; nothing here is imported unless a CUDA device runs it."""
+"""Triton kernels of qpass: quantized matmul, convolution and the quantize in front of them, for CUDA.
+
+Imports torch and triton only, and needs no GPU to be imported. `import qpass_kernels.ops` registers the ops
+(`torch.ops.qpass_kernels`): kernels on CUDA, references in plain torch on CPU.
+"""
