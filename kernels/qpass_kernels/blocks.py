@@ -5,8 +5,8 @@
     finish  y = act((acc - offset[n] * row_zero[m]) * alpha[n] * row_scale[m] + beta[n] + other[m, n]), and codes of it
             where the output is quantized: clamp(round(y * inverse) + zero, -128, 127)
 
-An alpha, beta, row_zero, row_scale, offset or other that is None is left out. `acc` is [BN, BM] (weights on the left) where TURNED, else
-[BM, BN]; y and other are [M, N], contiguous.
+An alpha, beta, offset, row_scale, row_zero or other that is None is left out. `acc` is [BN, BM] (weights on the left) where
+TURNED, else [BM, BN]; y and other are [M, N], contiguous.
 """
 
 import triton
@@ -14,6 +14,7 @@ import triton.language as tl
 
 from qpass_kernels.activations import activate
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds a float32 below 2^22 to an integer, half to even
 
 
@@ -28,6 +29,21 @@ def codes(y, inverse, zero):
     """int8 codes of y under one scale: clamp(round(y / scale) + zero, -128, 127)."""
     q = round_even(tl.clamp(y * inverse, -1024.0, 1024.0)) + zero
     return tl.clamp(q, -128.0, 127.0).to(tl.int8)
+
+
+@triton.jit
+def e4m3(y):
+    """float8_e4m3fn of a float32 y, clamped to +-448, half to even.
+
+    Triton's interpreter drops the carry of a mantissa that is rounded up to the next power of two, so it is given values that
+    need no rounding: 1.5 * 2^(exponent + 20) has steps as wide as those of e4m3 at y.
+    """
+    y = tl.clamp(y, -448.0, 448.0)
+    if INTERPRETED:
+        exponent = tl.maximum((y.to(tl.int32, bitcast=True) >> 23) & 255, 121)
+        wide = ((exponent + 20) << 23).to(tl.float32, bitcast=True) * 1.5
+        y = tl.where(tl.abs(y) <= 448.0, (y + wide) - wide, y)
+    return y.to(tl.float8e4nv)
 
 
 @triton.jit
@@ -106,6 +122,6 @@ def finish(
     if CODES:
         tl.store(y_ptr + where, codes(y, inverse, zero), mask=inside)
     elif y_ptr.dtype.element_ty == tl.float8e4nv:
-        tl.store(y_ptr + where, tl.clamp(y * inverse, -448.0, 448.0).to(tl.float8e4nv), mask=inside)
+        tl.store(y_ptr + where, e4m3(y * inverse), mask=inside)
     else:
         tl.store(y_ptr + where, y.to(y_ptr.dtype.element_ty), mask=inside)

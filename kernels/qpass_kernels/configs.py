@@ -63,7 +63,7 @@ def rule(kind: str, m: int, n: int, k: int, chip: Chip) -> Config:
         if kind != "w4a8" and k % 16 == 0 and chip.capability >= (9, 0):
             return Config("persistent", 128, 256, 128, warps=8, stages=4 if chip.capability < (10, 0) else 3)
     bm = min(tokens, 128)
-    warps = 4 if bm <= 32 else 8
+    warps = 4 if bm <= (32 if chip.capability < (10, 0) else 16) else 8
     bytes_of_x = 2 if kind in ("w8a16", "w4a16") else 1
     bytes_of_w = 0.5 if kind in ("w4a16", "w4a8") else 1
     stages = 4 if bm <= 64 else 3

@@ -1,8 +1,8 @@
 """What a matmul does with its sums, as the arguments of an op, checked, and in plain torch.
 
-    y = act((acc - offset[n] * row_zero[m]) * alpha[n] * row_scale[m] + beta[n] + other[m, n])
-    out_dtype int8:           clamp(round(y / out_scale) + out_zero, -128, 127)
-    out_dtype float8_e4m3fn:  clamp(y / out_scale, -448, 448)
+y = act((acc - offset[n] * row_zero[m]) * alpha[n] * row_scale[m] + beta[n] + other[m, n])
+out_dtype int8:           clamp(round(y / out_scale) + out_zero, -128, 127)
+out_dtype float8_e4m3fn:  clamp(y / out_scale, -448, 448)
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Epilogue:
         if not 0 < self.out_scale < float("inf"):
             raise ValueError(f"{op}: out_scale must be finite and positive, not {self.out_scale}")
         if not -128 <= self.out_zero <= 127 or (self.out_zero and self.out_dtype != torch.int8):
-            raise ValueError(f"{op}: out_zero must lie in -128 .. 127, and be 0 unless int8 is written: {self.out_zero}")
+            raise ValueError(
+                f"{op}: out_zero must lie in -128 .. 127, and be 0 unless int8 is written: {self.out_zero}"
+            )
         if self.row_zero is not None and self.offset is None:
             raise ValueError(f"{op}: row_zero needs offset, the sums of each weight row")
         floats, numbers = (torch.float32,), (torch.int32, torch.float32)

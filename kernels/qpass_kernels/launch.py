@@ -49,7 +49,9 @@ def _chip(index: int) -> Chip:
 def check_device(op: str, x: Tensor) -> None:
     """Raises ValueError where no kernel can run on a tensor's device."""
     if x.device.type != "cuda" and not (x.device.type == "cpu" and interpreting()):
-        raise ValueError(f"{op}: its kernel runs on CUDA devices, or interpreted with TRITON_INTERPRET=1; x is on {x.device}")
+        raise ValueError(
+            f"{op}: its kernel runs on CUDA devices, or interpreted with TRITON_INTERPRET=1; x is on {x.device}"
+        )
 
 
 _counters: dict[tuple[torch.device, int], Tensor] = {}

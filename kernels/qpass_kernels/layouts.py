@@ -53,18 +53,19 @@ def pack(codes: Tensor, kind: str, block: int = BLOCK) -> Tensor:
         raise ValueError(f"{kind}: codes must lie in {low} .. {high}, not {int(codes.min())} .. {int(codes.max())}")
     n, k = codes.shape
     filled = torch.nn.functional.pad(codes.to(torch.int32), (0, -k % block)) & (2**bits - 1)
-    parts = filled.reshape(n, -1, count, block // count)
+    parts = filled.reshape(n, filled.shape[1] // block, count, block // count)
     words = sum(parts[:, :, i] << bits * i for i in range(count))
-    return _narrow(words.reshape(n, -1), dtype)
+    return _narrow(words.reshape(n, filled.shape[1] // count), dtype)
 
 
 def unpack(words: Tensor, kind: str, k: int, block: int = BLOCK) -> Tensor:
     """The codes [N, K] that `pack` packed: int8, uint8 where unsigned."""
     bits, count, _, signed = LAYOUTS[kind]
     held = words.view(torch.int16 if words.dtype == torch.uint16 else torch.uint8).to(torch.int32)
-    held = held.reshape(words.shape[0], -1, 1, block // count)
+    n, q = words.shape[0], block // count
+    held = held.reshape(n, words.shape[1] // q, 1, q)
     parts = [(held >> bits * i) & (2**bits - 1) for i in range(count)]
-    codes = torch.cat(parts, 2).reshape(words.shape[0], -1)[:, :k]
+    codes = torch.cat(parts, 2).reshape(n, words.shape[1] * count)[:, :k]
     if not signed:
         return codes.to(torch.uint8)
     return (codes - ((codes >> (bits - 1)) << bits)).to(torch.int8)

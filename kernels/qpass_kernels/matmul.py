@@ -31,7 +31,12 @@ def define(schema: str, launch: Callable[..., Any], reference: Callable[..., Any
 
 
 def define_linear(
-    name: str, weights: str, count: int, check: Callable[..., None], sums: Callable[..., Tensor], launch: Callable[..., Tensor]
+    name: str,
+    weights: str,
+    count: int,
+    check: Callable[..., None],
+    sums: Callable[..., Tensor],
+    launch: Callable[..., Tensor],
 ) -> None:
     """Registers `name(x, weights..., epilogue...)`. weights: the schema of its `count` weight arguments."""
 
@@ -42,7 +47,7 @@ def define_linear(
     def reference(x: Tensor, *rest: Any) -> Tensor:
         held, epilogue = rest[:count], Epilogue(*rest[count:])
         prepare(name, x, held, epilogue, check)
-        return epilogue.reference(sums(x.reshape(-1, x.shape[-1]), *held)).reshape(*x.shape[:-1], held[0].shape[0])
+        return epilogue.reference(sums(x.reshape(x.shape[:-1].numel(), x.shape[-1]), *held)).reshape(*x.shape[:-1], held[0].shape[0])
 
     def fake(x: Tensor, *rest: Any) -> Tensor:
         return x.new_empty((*x.shape[:-1], rest[0].shape[0]), dtype=rest[-1])
@@ -58,7 +63,7 @@ def prepare(name: str, x: Tensor, weights: tuple[Any, ...], epilogue: Epilogue, 
         if weight is not None and weight.device != x.device:
             raise ValueError(f"{name}: a weight is on {weight.device}, x on {x.device}")
     check(name, x, *weights)
-    epilogue.check(name, x.numel() // max(x.shape[-1], 1), weights[0].shape[0], x.device)
+    epilogue.check(name, x.shape[:-1].numel(), weights[0].shape[0], x.device)
 
 
 def run(
@@ -72,8 +77,7 @@ def run(
 ) -> Tensor:
     """The launcher of a linear on any shape of x: [..., K] -> [..., N]."""
     prepare(name, x, weights, epilogue, check)
-    n, k = weights[0].shape[0], x.shape[-1]
-    m = x.numel() // max(k, 1) if k else x.shape[:-1].numel()
+    n, k, m = weights[0].shape[0], x.shape[-1], x.shape[:-1].numel()
     y = torch.empty((*x.shape[:-1], n), dtype=epilogue.out_dtype, device=x.device)
     if m == 0 or n == 0:
         return y
@@ -109,7 +113,9 @@ def check_float_input(op: str, x: Tensor) -> None:
 def check_words(op: str, words: Tensor, dtype: torch.dtype, row: int, k: int) -> None:
     """Raises ValueError unless words are the packed rows, of `row` words each, of K codes."""
     if words.dtype != dtype or words.dim() != 2 or not words.is_contiguous():
-        raise ValueError(f"{op}: the packed weight must be contiguous {dtype} [N, {row}], not {words.dtype} {tuple(words.shape)}")
+        raise ValueError(
+            f"{op}: the packed weight must be contiguous {dtype} [N, {row}], not {words.dtype} {tuple(words.shape)}"
+        )
     if words.shape[1] != row:
         raise ValueError(f"{op}: x has {k} columns, of which a packed row has {row} words, not {words.shape[1]}")
 

@@ -77,7 +77,7 @@ def nibbles(q, zero, DTYPE: tl.constexpr, PLAIN: tl.constexpr):
         b = (((q >> 4) & 15) - zero).to(DTYPE)
         c = (((q >> 8) & 15) - zero).to(DTYPE)
         d = (((q >> 12) & 15) - zero).to(DTYPE)
-    elif DTYPE == tl.bfloat16:
+    elif tl.bfloat16 == DTYPE:
         less = (zero.to(tl.uint16) | 0xC300).to(tl.bfloat16, bitcast=True)
         q, less = tl.broadcast(q, less)
         a, b, c, d = tl.inline_asm_elementwise(
@@ -100,7 +100,7 @@ def bytes_of(q, DTYPE: tl.constexpr, PLAIN: tl.constexpr):
     if PLAIN:
         a = (q & 255).to(tl.uint8).to(tl.int8, bitcast=True).to(DTYPE)
         b = (q >> 8).to(tl.uint8).to(tl.int8, bitcast=True).to(DTYPE)
-    elif DTYPE == tl.bfloat16:
+    elif tl.bfloat16 == DTYPE:
         a, b = tl.inline_asm_elementwise(
             BYTES_BF16, "=r,=r,r", [q], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2
         )  # fmt: skip

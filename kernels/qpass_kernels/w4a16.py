@@ -10,6 +10,8 @@ weight costs less than 3.4 instructions on an H200.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -21,7 +23,15 @@ from qpass_kernels.epilogue import Epilogue
 from qpass_kernels.finished import rows
 from qpass_kernels.launch import OPTIONS, interpreting, scratch
 from qpass_kernels.layouts import BLOCK, unpack
-from qpass_kernels.matmul import check_float_input, check_groups, check_words, config_for, define_linear, residual, tiles
+from qpass_kernels.matmul import (
+    check_float_input,
+    check_groups,
+    check_words,
+    config_for,
+    define_linear,
+    residual,
+    tiles,
+)
 from qpass_kernels.unpack import nibbles
 from qpass_kernels.w8a16 import multiply
 
@@ -168,7 +178,7 @@ def check(op: str, x: Tensor, words: Tensor, scale: Tensor | None, zero: Tensor)
 
 
 def sums(x: Tensor, words: Tensor, scale: Tensor | None, zero: Tensor) -> Tensor:
-    """x @ ((codes - zero) * scale).T, float64 [M, N]."""
+    """The product x @ ((codes - zero) * scale).T, float64 [M, N]."""
     return x.double() @ real_weight(unpack(words, "w4a16", x.shape[1]), scale, zero).t()
 
 
@@ -182,13 +192,25 @@ def real_weight(codes: Tensor, scale: Tensor | None, zero: Tensor | None) -> Ten
     return real
 
 
+def fitted(config: Config, group: int) -> Config:
+    """At most 64 tokens a tile for groups of 32: four sums beside the total leave no registers for more."""
+    return replace(config, bm=min(config.bm, 64)) if group == 32 else config
+
+
 def launch(
-    x: Tensor, words: Tensor, scale: Tensor | None, zero: Tensor, *, y: Tensor, epilogue: Epilogue, config: Config | None
+    x: Tensor,
+    words: Tensor,
+    scale: Tensor | None,
+    zero: Tensor,
+    *,
+    y: Tensor,
+    epilogue: Epilogue,
+    config: Config | None,
 ) -> None:
     """Writes y [M, N] of x [M, K] and the packed weight."""
     (m, k), n = x.shape, words.shape[0]
     group = 0 if scale is None else k // scale.shape[0]
-    config = config_for("w4a16", m, n, k, x, config)
+    config = fitted(config_for("w4a16", m, n, k, x, config), group)
     if config.how == "dequantized":
         real = torch.empty((n, k), dtype=x.dtype, device=x.device)
         grid = triton.cdiv(n, config.bn), triton.cdiv(k, BLOCK)

@@ -1,4 +1,4 @@
-"""int8 activations times 4-bit weights in groups: y = act((sum_g s_g (x @ q_g.T) - offset * row_zero) * alpha * row_scale + ...).
+"""int8 activations times 4-bit weights in groups: sums of s_g (x @ q_g.T), then the epilogue of blocks.py.
 
 A signed 4-bit code in the upper half of a byte is that byte's int8 value divided by 16, so two ANDs and a shift turn eight
 codes into operands, with neither a zero point nor the sums of x to correct for; 1 / 16 is part of alpha. A group's int32
@@ -29,7 +29,7 @@ def streamed(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr,
     WHOLE: tl.constexpr, PLAIN: tl.constexpr, ACT: tl.constexpr, CODES: tl.constexpr,
 ):  # fmt: skip
-    """One tile of BN outputs of BM tokens, one slice of K. BK: the layout's block; GROUP: codes of a scale, 0 all of a row."""
+    """One tile of BN outputs of BM tokens, one slice of K. BK: the layout's block; GROUP: codes of a scale, 0: a row."""
     ACC: tl.constexpr = tl.int32 if GROUP == 0 else tl.float32
     Q: tl.constexpr = BK // 2
     pn, pm, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)

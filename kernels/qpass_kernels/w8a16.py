@@ -90,7 +90,7 @@ def check(op: str, x: Tensor, words: Tensor) -> None:
 
 
 def sums(x: Tensor, words: Tensor) -> Tensor:
-    """x @ codes.T, float64 [M, N]."""
+    """The product x @ codes.T, float64 [M, N]."""
     return x.double() @ unpack(words, "w8a16", x.shape[1]).double().t()
 
 

@@ -1,4 +1,4 @@
-"""int8 x int8 and fp8 x fp8: y = act((x @ w.T - offset * row_zero) * alpha * row_scale + beta + other), requantized on demand.
+"""int8 x int8 and fp8 x fp8: x @ w.T, then the epilogue of blocks.py, requantized on demand.
 
 Two kernels. `streamed` puts the weights on the left, [BN, BK] x [BK, BM], so that few tokens still fill a tensor core
 instruction (64 rows of the left operand, 16 columns of the right), and splits K over programs until the card is full: it is
@@ -81,13 +81,27 @@ def persistent(
             b = w_at.load([pn * BN, block * BK])
             acc = tl.dot(a, b.T, acc, out_dtype=ACC)
         rm = pm * BM + tl.arange(0, BM)
-        left, right = tl.split(tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1)))
-        rn = pn * BN + tl.arange(0, BN // 2)
-        finish(left, y, other, rn, rm, M, N, alpha, beta, offset, row_scale, row_zero, inverse, zero, ACT, CODES, False)
-        rn += BN // 2
-        finish(
-            right, y, other, rn, rm, M, N, alpha, beta, offset, row_scale, row_zero, inverse, zero, ACT, CODES, False
-        )  # fmt: skip
+        rn = pn * BN + tl.arange(0, BN // 4)
+        left, right = halved(acc)
+        for part in tl.static_range(
+            4
+        ):  # a quarter of the columns at a time: the epilogue of all would not fit the registers
+            if part % 2 == 0:
+                now, then = halved(left if part == 0 else right)
+            else:
+                now = then
+            finish(
+                now, y, other, rn + part * (BN // 4), rm, M, N, alpha, beta, offset, row_scale, row_zero, inverse, zero,
+                ACT, CODES, False,
+            )  # fmt: skip
+
+
+@triton.jit
+def halved(tile):
+    """The left and the right half of a tile's columns."""
+    rows: tl.constexpr = tile.shape[0]
+    columns: tl.constexpr = tile.shape[1]
+    return tl.split(tl.permute(tl.reshape(tile, (rows, 2, columns // 2)), (0, 2, 1)))
 
 
 def check(op: str, x: Tensor, weight: Tensor) -> None:
@@ -99,7 +113,7 @@ def check(op: str, x: Tensor, weight: Tensor) -> None:
 
 
 def sums(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T, float64 [M, N]: exact for int8."""
+    """The product x @ weight.T, float64 [M, N]: exact for int8."""
     return x.double() @ weight.double().t()
 
 
@@ -135,7 +149,9 @@ def launch(x: Tensor, weight: Tensor, *, y: Tensor, epilogue: Epilogue, config: 
         )  # fmt: skip
         return None
     grid = tiles(m, n, config)
-    scratches = scratch(x, grid[0] * grid[1], config.split, config.bn * config.bm, torch.int32 if integers else torch.float32)
+    scratches = scratch(
+        x, grid[0] * grid[1], config.split, config.bn * config.bm, torch.int32 if integers else torch.float32
+    )
     streamed[grid](
         x, weight, y, residual(epilogue, y), *after[:5], *scratches, *after[5:], BM=config.bm, BN=config.bn,
         BK=config.bk, SPLIT=config.split, WHOLE=k % config.bk == 0, **kept, **sizes,

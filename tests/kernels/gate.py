@@ -1,0 +1,130 @@
+"""Compile every configuration that the rules give, for chips that are not here, and count what came out.
+
+    python -m tests.kernels.gate          a table: kernel, chip, tiles, tensor core instruction, spills, shared memory,
+                                          instructions of the main loop for each weight
+
+Runs without TRITON_INTERPRET: an interpreted kernel cannot be compiled. `ptxas` and `cuobjdump` are part of triton.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from tests.kernels.gate_cases import CASES, CHIPS, Case
+
+MATMUL = ("HGMMA", "QGMMA", "IGMMA", "HMMA", "IMMA", "QMMA", "UTCHMMA", "UTCIMMA", "UTCQMMA")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a compiled kernel is: instructions of tensor cores by name, those of its main loop, spills, shared bytes."""
+
+    name: str
+    chip: str
+    instructions: tuple[str, ...]
+    loop: int
+    threads: int
+    weights: int
+    spills: int
+    shared: int
+    registers: int
+
+    @property
+    def a_weight(self) -> float:
+        """Instructions of a lane in the main loop, for each weight."""
+        return self.loop * self.threads / self.weights if self.weights else 0.0
+
+
+def compiled(case: Case) -> Found:
+    """Compiles one case."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    chip = CHIPS[case.chip]
+    kernel = case.kernel()
+    constants = {name: value for name, value in case.constants.items() if name in kernel.arg_names}
+    names = kernel.arg_names
+    signature = {name: case.types.get(name, "constexpr") for name in names if name not in constants}
+    signature = {name: signature.get(name, "constexpr") for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n][0] == "*" or n in "MNK"}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    major, minor = chip.capability
+    options = {"num_warps": case.warps, "num_stages": case.stages, "enable_fp_fusion": True}
+    made = triton.compile(source, target=GPUTarget("cuda", 10 * major + minor, 32), options=options)
+    ptx = made.asm["ptx"]
+    found = re.findall(r"wgmma\.mma_async[\w.]*|mma\.sync[\w.]*|tcgen05\.mma[\w.:]*", ptx)
+    sass, registers = _disassembled(made.asm["cubin"])
+    loop = _main_loop(sass)
+    spills = sum(1 for _, text in sass if text.startswith(("LDL", "STL")))
+    return Found(
+        case.name, case.chip, tuple(sorted(set(found))), len(loop), 32 * made.metadata.num_warps, case.weights, spills,
+        made.metadata.shared, registers,
+    )  # fmt: skip
+
+
+def _disassembled(cubin: bytes) -> tuple[list[tuple[int, str]], int]:
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+        run = lambda *flags: (
+            subprocess.run(
+                [tools / "cuobjdump", *flags, file.name], capture_output=True, text=True, check=True, env=environment
+            ).stdout
+        )
+        text, usage = run("--dump-sass"), run("--dump-resource-usage")
+    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]*[^;]*);", text)
+    return [(int(at, 16), instruction) for at, instruction in lines], int(re.search(r"REG:(\d+)", usage)[1])
+
+
+def _main_loop(sass: list[tuple[int, str]]) -> list[str]:
+    """The instructions between a backward branch and its target: of such loops the one with most tensor core work."""
+    best: list[str] = []
+    for at, text in sass:
+        target = re.match(r"BRA\S*\s+.*?(0x[0-9a-f]+)", text)
+        if not target or int(target[1], 16) >= at:
+            continue
+        body = [other for where, other in sass if int(target[1], 16) <= where <= at]
+        if (_products(body), -len(body)) > (_products(best), -len(best)):
+            best = body
+    return best
+
+
+def _products(body: list[str]) -> int:
+    return sum(1 for text in body if text.startswith(MATMUL))
+
+
+def results(cases=CASES) -> list[Found]:
+    """Every case, compiled in two processes."""
+    with ProcessPoolExecutor(2) as pool:
+        return list(pool.map(compiled, cases, chunksize=4))
+
+
+def main() -> None:
+    """Prints a line for each case; as JSON with --json."""
+    found = results()
+    if "--json" in sys.argv:
+        print(json.dumps([dataclasses.asdict(f) for f in found]))
+        return
+    for f in found:
+        cores = ", ".join(f.instructions) or "-"
+        print(
+            f"{f.name:44s} {f.chip:7s} loop {f.loop:4d}  a weight {f.a_weight:5.2f}  spills {f.spills:3d}  "
+            f"registers {f.registers:3d}  shared {f.shared:6d}  {cores}"
+        )
+
+
+if __name__ == "__main__":
+    main()

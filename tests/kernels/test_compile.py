@@ -1,0 +1,82 @@
+"""Every configuration that the rules give compiles for chips that are not here, within what the chip has."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kernels.gate_cases import CASES, CHIPS
+
+ROOT = Path(__file__).resolve().parents[2]
+# lane instructions a weight in the main loop of a decode kernel (up to 16 tokens, groups of 128): the budget of an H200 is
+# 3.45 for 4 bits at the speed of its memory; sm_80 has twice as many a byte, and no wgmma
+BUDGETS = {"sm_90": {"w4a16": 2.8, "w4a8": 1.6, "w8a16": 3.5, "w8a8": 1.0}, "sm_80": {"w4a16": 3.5, "w4a8": 1.6}}
+TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05.mma"}
+
+
+def gate():
+    """What the gate prints, in a process whose kernels are not interpreted."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.gate", "--json"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def names(cases):
+    return [f"{case['name']} {case['chip']}" for case in cases]
+
+
+def compiles(found):
+    assert len(found) == len(CASES)
+    assert not names(f for f in found if f["registers"] < 16), "compiled to a trap"
+    assert not names(f for f in found if f["spills"])
+    assert not names(f for f in found if f["shared"] > CHIPS[f["chip"]].shared)
+
+
+def tensor_cores(found):
+    """Each matmul uses its chip's own instruction, on the type of its operands: no integers or float8 as float16."""
+    products = [f for f in found if f["weights"] or "persistent" in f["name"]]
+    assert len(products) > 60
+    for f in products:
+        assert f["instructions"], f
+        assert all(TENSOR_CORES[f["chip"]] in name for name in f["instructions"]), f
+        assert all(operands(f) in name for name in f["instructions"]), f
+
+
+def operands(f):
+    """How an instruction spells the type of its operands."""
+    kind = f["name"].split()[0]
+    if f["chip"] == "sm_100":
+        return {"w8a8": "kind::i8", "w4a8": "kind::i8", "fp8": "kind::f8f6f4"}.get(kind, "kind::f16")
+    floats = "f32.bf16" if " bf16 " in f["name"] else "f32.f16"
+    return {"w8a8": ".s8.s8", "w4a8": ".s8.s8", "fp8": ".e4m3.e4m3"}.get(kind, floats)
+
+
+def instructions_a_weight(found):
+    counted = 0
+    for f in found:
+        kind, how, _, group, tile, *_ = f["name"].split()
+        budget = BUDGETS.get(f["chip"], {}).get(kind)
+        if budget is None or how != "streamed" or not tile.startswith("16x") or group not in ("g0", "g128"):
+            continue
+        counted += 1
+        assert f["loop"] * f["threads"] / f["weights"] <= budget, f
+    assert counted >= 8
+
+
+@pytest.mark.slow
+def test_every_configuration():
+    """One test, since the compilations take a minute: processes of a test run would each do them again."""
+    found = gate()
+    compiles(found)
+    tensor_cores(found)
+    instructions_a_weight(found)
