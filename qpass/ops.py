@@ -86,18 +86,20 @@ def linear(
     out_zero: Tensor | None,
     out_type: str,
     out_dtype: torch.dtype,
+    weight_zero: Tensor | None = None,
 ) -> Tensor:
     """Y = act(dequantize(x) @ dequantize(weight).T + bias + other), quantized where out_type is not empty.
 
-    x: [..., K], integers of x_type, or float where x_type is empty (weight-only). weight: int8 [N, K] of
-    weight_type. bias: [N]. other: [..., N]. Returns [..., N] in out_dtype, or in out_type's storage.
+    x: [..., K], integers of x_type, or float where x_type is empty (weight-only). weight: codes [N, K] of
+    weight_type, with zero points weight_zero shaped as its scale where the type is unsigned. bias: [N]. other: [..., N].
+    Returns [..., N] in out_dtype, or in out_type's storage.
     """
     weight_qtype = QType.parse(weight_type)
-    if x_type and QType.parse(x_type).granularity in ("tensor", "token") and weight_qtype.granularity == "channel":
+    if x_type and QType.parse(x_type).granularity in ("tensor", "token") and weight_qtype.granularity == "channel" and weight_zero is None:
         y = _integer_linear(x, x_scale, x_zero, weight, weight_scale)
     else:
         real = affine.dequantize(x, x_scale, x_zero, QType.parse(x_type), torch.float32) if x_type else x
-        y = functional.linear(real, affine.dequantize(weight, weight_scale, None, weight_qtype, real.dtype))
+        y = functional.linear(real, affine.dequantize(weight, weight_scale, weight_zero, weight_qtype, real.dtype))
     if bias is not None:
         y = y + bias.to(y.dtype)
     if other is not None:
@@ -115,7 +117,7 @@ def _integer_linear(x, x_scale, x_zero, weight, weight_scale):
 
 
 def _linear_fake(x, x_scale, x_zero, x_type, weight, weight_scale, weight_type, bias, other, act, out_scale,
-                 out_zero, out_type, out_dtype):  # fmt: skip
+                 out_zero, out_type, out_dtype, weight_zero=None):  # fmt: skip
     dtype = QType.parse(out_type).storage if out_type else out_dtype
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=dtype)
 
@@ -131,7 +133,7 @@ OPS = (
     (
         "linear(Tensor x, Tensor? x_scale, Tensor? x_zero, str x_type, Tensor weight, Tensor weight_scale, "
         "str weight_type, Tensor? bias, Tensor? other, str act, Tensor? out_scale, Tensor? out_zero, str out_type, "
-        "ScalarType out_dtype) -> Tensor",
+        "ScalarType out_dtype, Tensor? weight_zero=None) -> Tensor",
         linear,
         _linear_fake,
     ),

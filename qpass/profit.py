@@ -116,10 +116,10 @@ def _alone(d: Decision, inputs: list[Tensor], backend: Backend) -> Callable[...,
         nodes[name].meta["val"] = mode.from_tensor(value)
     scales = (nodes.get("xs"), nodes.get("xz"), "" if d.input_type is None else str(d.input_type))
     weight = (nodes["w"], nodes["ws"], str(_by_rows(d)))
-    if "wz" in nodes:
+    if "wz" in nodes and scales[2]:
         node = _with_zero_points(graph, nodes, *scales, weight[2])
     else:
-        rest = (nodes["b"], None, "", None, None, "", torch.float32)
+        rest = (nodes["b"], None, "", None, None, "", torch.float32, nodes.get("wz"))
         node = graph.call_function(Q.linear.default, (nodes["x"], *scales, *weight, *rest))
     _infer(graph, mode)
     output = graph.output(node)
@@ -150,10 +150,9 @@ def _constants(d: Decision) -> dict[str, Tensor]:
 
 
 def _with_zero_points(graph: fx.Graph, nodes, x_scale, x_zero, x_type: str, weight_type: str) -> fx.Node:
-    """linear(dequantize(x), dequantize(w), b): a weight with zero points is not part of a fused linear."""
-    x, weight = nodes["x"], (nodes["w"], nodes["ws"], nodes["wz"], weight_type, torch.float32)
-    if x_type:
-        x = graph.call_function(Q.dequantize.default, (x, x_scale, x_zero, x_type, torch.float32))
+    """linear(dequantize(x), dequantize(w), b): a weight with zero points is not part of a product of integers."""
+    weight = (nodes["w"], nodes["ws"], nodes["wz"], weight_type, torch.float32)
+    x = graph.call_function(Q.dequantize.default, (nodes["x"], x_scale, x_zero, x_type, torch.float32))
     real = graph.call_function(Q.dequantize.default, weight)
     return graph.call_function(torch.ops.aten.linear.default, (x, real, nodes["b"]))
 

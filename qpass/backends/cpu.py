@@ -3,6 +3,7 @@
     what                     AVX-512 VNNI           else
     qpass.linear             qpass.packed_linear    onednn.qlinear_pointwise
       of float and integers  qpass.weight_only_linear   the reference
+      with zero points       a generated dequantize and a float product
     qpass.conv               qpass.packed_conv      onednn.qconv_pointwise
     quantize of an image     qpass.image_codes      a generated kernel
     attention in bfloat16    qpass.attention        two bmm and a generated softmax
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qpass.backends import Backend, attention, native, onednn, onednn_conv
+from qpass.backends import Backend, attention, native, onednn, onednn_conv, unfused
 from qpass.backends.emit import emit
 from qpass.backends.inductor import compile_region
 from qpass.backends.laid_out import laid_out_calls
@@ -57,6 +58,8 @@ def saturates() -> bool:
 def why_not_linear(node: fx.Node) -> str | None:
     """None where this backend can run a fused linear, or the sentence that says why not."""
     x_type, weight_type, data = node.args[3], node.args[6], node.args[4]
+    if node.args[14] is not None and not x_type:
+        return None if not node.args[12] else "a weight with zero points is multiplied in float"
     if x_type not in ("u8/t", "u8/token", ""):
         return f"the cpu backend multiplies inputs of u8/t or u8/token, not {x_type}"
     if weight_type not in WEIGHTS:
@@ -79,6 +82,8 @@ def has_amx() -> bool:
 
 def lower_linear(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """The nodes that compute a fused linear, in front of `node`; returns the last."""
+    if node.args[14] is not None:
+        return unfused.lower_linear(gm, node)
     if (has_amx() and node.args[3]) or native_lower.why_not_linear(node):
         return onednn.lower_linear(gm, node)
     return native_lower.lower_linear(gm, node)

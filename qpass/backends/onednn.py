@@ -47,7 +47,7 @@ def lower_linear(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """The nodes that compute a fused linear on oneDNN, in front of `node`; returns the last."""
     if node.args[3] == "u8/token":
         return _lower_dynamic(gm, node)
-    (x, x_scale, x_zero, _, data, w_scale, _, bias, other, act, out_scale, out_zero, out_type, dtype) = node.args
+    (x, x_scale, x_zero, _, data, w_scale, _, bias, other, act, out_scale, out_zero, out_type, dtype, _) = node.args
     absorbed = other is None and (out_type or dtype in OUTPUTS)
     scale, zero = float(constant(x_scale)), int(constant(x_zero))
     if not absorbed:

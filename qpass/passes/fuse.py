@@ -26,7 +26,7 @@ def integer_linear(x, xs, xz, xt, xd, w, ws, wt, wd, b):
     """linear(dequantize(x), dequantize(w), b)  ->  qpass.linear
 
     1. the weight is symmetric, with one scale per output channel, per group of its row, or one in all. (One with zero
-       points keeps its dequantize and a float product.)
+       points keeps its dequantize, and its product with the dequantized input is a float one.)
     2. the activation is per tensor or per token.
     """
     real = Q.dequantize.default(x, xs, xz, xt, xd)
@@ -39,27 +39,27 @@ def _(x, xs, xz, xt, xd, w, ws, wt, wd, b):
 
 
 @rule
-def weight_only_linear(x, w, ws, wt, wd, b):
+def weight_only_linear(x, w, ws, wz, wt, wd, b):
     """linear(x, dequantize(w), b)  ->  qpass.linear with a float activation"""
-    return aten.linear.default(x, Q.dequantize.default(w, ws, None, wt, wd), b)
+    return aten.linear.default(x, Q.dequantize.default(w, ws, wz, wt, wd), b)
 
 
 @weight_only_linear.to
-def _(x, w, ws, wt, wd, b):
-    return Q.linear.default(x, None, None, "", w, ws, wt, b, None, "", None, None, "", wd)
+def _(x, w, ws, wz, wt, wd, b):
+    return Q.linear.default(x, None, None, "", w, ws, wt, b, None, "", None, None, "", wd, wz)
 
 
-def _product(x, xs, xz, xt, w, ws, wt, b, other, act, dtype):
-    return Q.linear.default(x, xs, xz, xt, w, ws, wt, b, other, act, None, None, "", dtype)
+def _product(x, xs, xz, xt, w, ws, wt, wz, b, other, act, dtype):
+    return Q.linear.default(x, xs, xz, xt, w, ws, wt, b, other, act, None, None, "", dtype, wz)
 
 
 @rule
-def residual(x, xs, xz, xt, w, ws, wt, b, dtype, other):
+def residual(x, xs, xz, xt, w, ws, wt, wz, b, dtype, other):
     """qpass.linear(...) + other  ->  qpass.linear(..., other)
 
     1. other has the shape and dtype of the linear's result: it is added, not broadcast.
     """
-    return aten.add.Tensor(_product(x, xs, xz, xt, w, ws, wt, b, None, "", dtype), other)
+    return aten.add.Tensor(_product(x, xs, xz, xt, w, ws, wt, wz, b, None, "", dtype), other)
 
 
 @residual.check
@@ -71,18 +71,18 @@ def _(match, other, dtype, **_):
 
 
 @residual.to
-def _(x, xs, xz, xt, w, ws, wt, b, dtype, other):
-    return _product(x, xs, xz, xt, w, ws, wt, b, other, "", dtype)
+def _(x, xs, xz, xt, w, ws, wt, wz, b, dtype, other):
+    return _product(x, xs, xz, xt, w, ws, wt, wz, b, other, "", dtype)
 
 
 def activation_rule(name, act, function):
     """act(qpass.linear(...))  ->  qpass.linear(..., act)"""
 
-    def pattern(x, xs, xz, xt, w, ws, wt, b, other, dtype):
-        return function(_product(x, xs, xz, xt, w, ws, wt, b, other, "", dtype))
+    def pattern(x, xs, xz, xt, w, ws, wt, wz, b, other, dtype):
+        return function(_product(x, xs, xz, xt, w, ws, wt, wz, b, other, "", dtype))
 
-    def replacement(x, xs, xz, xt, w, ws, wt, b, other, dtype):
-        return _product(x, xs, xz, xt, w, ws, wt, b, other, act, dtype)
+    def replacement(x, xs, xz, xt, w, ws, wt, wz, b, other, dtype):
+        return _product(x, xs, xz, xt, w, ws, wt, wz, b, other, act, dtype)
 
     pattern.__name__, pattern.__doc__ = name, activation_rule.__doc__
     made = rule(pattern)
@@ -91,12 +91,12 @@ def activation_rule(name, act, function):
 
 
 @rule
-def requantize(x, xs, xz, xt, w, ws, wt, b, other, act, dtype, scale, zero, qtype):
+def requantize(x, xs, xz, xt, w, ws, wt, wz, b, other, act, dtype, scale, zero, qtype):
     """quantize(qpass.linear(...))  ->  qpass.linear(..., integers)
 
     1. the type is per tensor: scale and zero point are known before the product.
     """
-    y = _product(x, xs, xz, xt, w, ws, wt, b, other, act, dtype)
+    y = _product(x, xs, xz, xt, w, ws, wt, wz, b, other, act, dtype)
     return Q.quantize.default(y, scale, zero, qtype)
 
 
@@ -106,20 +106,20 @@ def _(qtype, **_):
 
 
 @requantize.to
-def _(x, xs, xz, xt, w, ws, wt, b, other, act, dtype, scale, zero, qtype):
-    return Q.linear.default(x, xs, xz, xt, w, ws, wt, b, other, act, scale, zero, qtype, dtype)
+def _(x, xs, xz, xt, w, ws, wt, wz, b, other, act, dtype, scale, zero, qtype):
+    return Q.linear.default(x, xs, xz, xt, w, ws, wt, b, other, act, scale, zero, qtype, dtype, wz)
 
 
 @rule
-def cast(x, xs, xz, xt, w, ws, wt, b, other, act, dtype, to, blocking, copy, memory):
+def cast(x, xs, xz, xt, w, ws, wt, wz, b, other, act, dtype, to, blocking, copy, memory):
     """to(qpass.linear(...), bf16)  ->  qpass.linear(..., bf16): one rounding instead of two"""
-    y = _product(x, xs, xz, xt, w, ws, wt, b, other, act, dtype)
+    y = _product(x, xs, xz, xt, w, ws, wt, wz, b, other, act, dtype)
     return aten.to.dtype(y, to, blocking, copy, memory)
 
 
 @cast.to
-def _(x, xs, xz, xt, w, ws, wt, b, other, act, dtype, to, blocking, copy, memory):
-    return _product(x, xs, xz, xt, w, ws, wt, b, other, act, to)
+def _(x, xs, xz, xt, w, ws, wt, wz, b, other, act, dtype, to, blocking, copy, memory):
+    return _product(x, xs, xz, xt, w, ws, wt, wz, b, other, act, to)
 
 
 @rule

@@ -5,7 +5,7 @@
 
 1. same input, scale and types, weights with scales of their own for each output (channels or groups of its row), float
    results without residual, activation or requantize;
-2. weights, scales and biases are constants;
+2. weights, scales, zero points and biases are constants;
 3. the parts are views of one result, so whatever reads them must take a strided last axis: views that split it,
    attention and matmul do.
 """
@@ -26,7 +26,7 @@ def merge_siblings(gm: fx.GraphModule, context) -> int:
     families: dict[tuple, list[fx.Node]] = {}
     for node in gm.graph.nodes:
         if node.target is Q.linear.default and _mergeable(node):
-            key = (node.args[:4], node.args[6], node.args[9:])
+            key = (node.args[:4], node.args[6], node.args[9:14])
             families.setdefault(key, []).append(node)
     merged = [family for family in families.values() if len(family) > 1]
     for family in merged:
@@ -37,7 +37,7 @@ def merge_siblings(gm: fx.GraphModule, context) -> int:
 
 def _mergeable(node: fx.Node) -> bool:
     data, scale, weight_type, bias, other, act, out_type = (node.args[i] for i in (4, 5, 6, 7, 8, 9, 12))
-    constants = [data, scale] if bias is None else [data, scale, bias]
+    constants = [data, scale, *(value for value in (bias, node.args[14]) if value is not None)]
     return (
         not weight_type.endswith("/t")
         and other is None
@@ -50,7 +50,8 @@ def _mergeable(node: fx.Node) -> bool:
 def _merge(gm: fx.GraphModule, family: list[fx.Node]) -> None:
     first = family[0]
     data, scale, bias = (_joined(gm, family, i) for i in (4, 5, 7))
-    args = (*first.args[:4], data, scale, first.args[6], bias, *first.args[8:])
+    zero = _joined(gm, family, 14)
+    args = (*first.args[:4], data, scale, first.args[6], bias, *first.args[8:14], zero)
     y = add_call(gm, Q.linear.default, args, first)
     y.meta["site"] = "+".join(node.meta.get("site", node.name) for node in family)
     y.meta["rule"] = "merge_siblings"
