@@ -54,10 +54,11 @@ LAYERS = (
 LAZY = (
     ("qpass.backends", "qpass.backends.cpu", "a backend is made of the type that its package defines"),
     ("qpass.backends", "qpass.backends.reference", "the same"),
+    ("qpass.backends", "qpass.backends.triton", "the same"),
     ("qpass.plan", "qpass.storage", "a plan saves itself; the file format reads plans"),
 )
 
-KERNEL_USER = "qpass.backends.triton"
+KERNEL_USER = "qpass.backends.triton.package"
 KERNELS_MAY_IMPORT = {"torch", "triton", "qpass_kernels", *sys.stdlib_module_names}
 NOT_AT_IMPORT = ("triton", "transformers", "torch._inductor", "qpass_kernels")
 

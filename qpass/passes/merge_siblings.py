@@ -6,7 +6,8 @@
 1. same input, scale and types, weights with scales of their own for each output (channels or groups of its row), float
    results without residual, activation or requantize;
 2. weights, scales, zero points and biases are constants;
-3. the parts are views of one result, so whatever reads them must take a strided last axis: views that split it,
+3. an activation in one of them (gate, up) is left behind its part, where the backend would rather have one launch;
+4. the parts are views of one result, so whatever reads them must take a strided last axis: views that split it,
    attention and matmul do.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from qpass.backends.onednn import ACTIVATION_CALLS
 from qpass.graphs import add_call, add_constant, constant
 
 aten = torch.ops.aten
@@ -25,8 +27,8 @@ def merge_siblings(gm: fx.GraphModule, context) -> int:
     """Merges each family of sibling linears; returns the number of linears that went away."""
     families: dict[tuple, list[fx.Node]] = {}
     for node in gm.graph.nodes:
-        if node.target is Q.linear.default and _mergeable(node):
-            key = (node.args[:4], node.args[6], node.args[9:14])
+        if node.target is Q.linear.default and _mergeable(node, context.backend.merges_activations):
+            key = (node.args[:4], node.args[6], node.args[10:14])
             families.setdefault(key, []).append(node)
     merged = [family for family in families.values() if len(family) > 1]
     for family in merged:
@@ -35,13 +37,13 @@ def merge_siblings(gm: fx.GraphModule, context) -> int:
     return sum(len(family) - 1 for family in merged)
 
 
-def _mergeable(node: fx.Node) -> bool:
+def _mergeable(node: fx.Node, activated: bool) -> bool:
     data, scale, weight_type, bias, other, act, out_type = (node.args[i] for i in (4, 5, 6, 7, 8, 9, 12))
     constants = [data, scale, *(value for value in (bias, node.args[14]) if value is not None)]
     return (
         not weight_type.endswith("/t")
         and other is None
-        and not act
+        and (not act or activated)
         and not out_type
         and all(constant(c) is not None for c in constants)
     )
@@ -51,7 +53,7 @@ def _merge(gm: fx.GraphModule, family: list[fx.Node]) -> None:
     first = family[0]
     data, scale, bias = (_joined(gm, family, i) for i in (4, 5, 7))
     zero = _joined(gm, family, 14)
-    args = (*first.args[:4], data, scale, first.args[6], bias, *first.args[8:14], zero)
+    args = (*first.args[:4], data, scale, first.args[6], bias, first.args[8], "", *first.args[10:14], zero)
     y = add_call(gm, Q.linear.default, args, first)
     y.meta["site"] = "+".join(node.meta.get("site", node.name) for node in family)
     y.meta["rule"] = "merge_siblings"
@@ -60,6 +62,9 @@ def _merge(gm: fx.GraphModule, family: list[fx.Node]) -> None:
         width = constant(node.args[4]).shape[0]
         part = add_call(gm, aten.slice.Tensor, (y, -1, start, start + width), first)
         part.meta["site"] = node.meta.get("site", node.name)
+        if node.args[9]:
+            target, options = ACTIVATION_CALLS[node.args[9]]
+            part = add_call(gm, target, (part,), first, **options)
         node.replace_all_uses_with(part)
         start += width
     for node in family:

@@ -10,12 +10,12 @@ and zero point are folded into the same two vectors. Other readers of the norm g
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
 from qpass.backends.native.build import has_attention, unavailable
+from qpass.backends.quantized_input import Affine, affine_of
 from qpass.graphs import add_call, add_constant, constant, single_user
 
 aten = torch.ops.aten
@@ -23,21 +23,11 @@ Q = torch.ops.qpass
 NORMS = {aten.layer_norm.default: False, aten.rms_norm.default: True}
 
 
-@dataclass(frozen=True)
-class Affine:
-    """source * mul - shift, column by column; None is 1 and 0. readers: the nodes on the way that read the source."""
-
-    source: fx.Node
-    readers: tuple[fx.Node, ...]
-    mul: Tensor | None
-    shift: Tensor | None
-
-
 def why_not(node: fx.Node) -> str | None:
     """None where a quantize can be part of the kernel in front of it, or why not."""
     if unavailable() is not None:
         return unavailable()
-    found = _affine(node)
+    found = affine_of(node)
     if found is None:
         return "its input has other readers, or parameters that are computed"
     if node.args[3] == "u8/t" and has_attention() and _attention(found.source) is not None:
@@ -60,32 +50,9 @@ def absorb(gm: fx.GraphModule) -> int:
 
 def _absorbed(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """The codes of a quantize, from the kernel in front of it."""
-    found = _affine(node)
+    found = affine_of(node)
     assert found is not None
     return _norm(gm, node, found) if found.source.target in NORMS else _quantized_attention(gm, node, found)
-
-
-def _affine(node: fx.Node) -> Affine | None:
-    """What a quantize reads, without the constants it is scaled and shifted by."""
-    dynamic = node.args[3] != "u8/t"
-    if not dynamic and (constant(node.args[1]) is None or constant(node.args[2]) is None):
-        return None
-    value, mul, shift = node.args[0], None, None
-    readers = (node, *node.args[1].all_input_nodes) if dynamic else (node,)  # choose_qparams reads a dynamic one too
-    if value.target is aten.sub.Tensor and _column(value.args[1]) is not None and value.kwargs.get("alpha", 1) == 1:
-        if set(value.users) != set(readers):
-            return None
-        shift, value, readers = _column(value.args[1]), value.args[0], (value,)
-    if value.target is aten.mul.Tensor and _column(value.args[1]) is not None:
-        if set(value.users) != set(readers):
-            return None
-        mul, value, readers = _column(value.args[1]), value.args[0], (value,)
-    return Affine(value, readers, mul, shift) if value.op == "call_function" else None
-
-
-def _column(node: object) -> Tensor | None:
-    value = constant(node)
-    return value.detach().float() if value is not None and value.dim() == 1 else None
 
 
 def _vectors(gm: fx.GraphModule, node: fx.Node, found: Affine, width: int, before: fx.Node) -> list[fx.Node]:
