@@ -163,7 +163,7 @@ def _solve(
 
 
 def _weight(named: Mapping[str, Tensor], decision: Decision) -> Tensor:
-    weight = named[decision.weight].detach()
+    weight = named[decision.weight].detach().cpu()
     return weight.t() if decision.transposed else weight
 
 

@@ -145,7 +145,9 @@ def quantize_convolutions(
         assert walk is not None
         if decision.weight not in found:
             seen = observations.observed.get(patches_of(decision.site))
-            found[decision.weight] = solve_convolution(weights[decision.weight], walk, scheme, seen, params, factor)
+            found[decision.weight] = solve_convolution(
+                weights[decision.weight].detach().cpu(), walk, scheme, seen, params, factor
+            )
         packed, bias = found[decision.weight]
         done.append(
             dataclasses.replace(
@@ -172,7 +174,7 @@ def _usual(scheme: Scheme, observed: Observed | None) -> QParams | None:
 
 def operand_decision(info: SiteInfo, scheme: Scheme | None) -> dict[str, Decision]:
     """The decision for a value that is read once, to be added to a later convolution; nothing where it stays as it is."""
-    if scheme is None or not scheme.needs_calibration or why_type(scheme):
+    if scheme is None or not scheme.needs_calibration or why_type(scheme, "convolution"):
         return {}
     return {info.name: Decision(info.name, "operand", note=OPERAND)}
 
@@ -185,7 +187,13 @@ def output_decision(
     Fewer bits are asked for where values are multiplied; an add, a mean or a pool gains nothing by them, and in a chain of
     adds errors pile up. factor: [C], what the value is multiplied by before.
     """
-    if scheme is None or not scheme.needs_calibration or why_type(scheme) or observed is None or not observed.rows:
+    if (
+        scheme is None
+        or not scheme.needs_calibration
+        or why_type(scheme, "convolution")
+        or observed is None
+        or not observed.rows
+    ):
         return None
     scheme = dataclasses.replace(scheme, activation=dataclasses.replace(scheme.activation, bits=WHOLE))
     scale, zero = static_input(scheme, observed)

@@ -16,14 +16,14 @@ NOT_A_PARAMETER = "its weight is a buffer of the model, not a parameter"
 NOT_A_MATRIX = "its weight has {} dimensions, not two"
 BY_RECIPE = "the recipe leaves it in float"
 NOT_REACHED = "no calibration batch reached it, so its input has no range"
-FLOAT_TYPE = "weights and inputs become integers of 2 to 8 bits; {} has other types"
+FLOAT_TYPE = "weights and inputs of convolutions become integers of 2 to 8 bits; {} has other types"
 
 
-def why_type(scheme: Scheme) -> str | None:
-    """None where a scheme's types are integers, or why not."""
+def why_type(scheme: Scheme, operation: str) -> str | None:
+    """None where an operation can have a scheme's types, or why not."""
     weight, activation = scheme.weight, scheme.activation
     integers = weight is not None and not weight.is_float and (activation is None or not activation.is_float)
-    return None if integers else FLOAT_TYPE.format(scheme)
+    return None if integers or operation == "linear" else FLOAT_TYPE.format(scheme)
 
 
 def describe(weights: Mapping[str, Tensor], info: SiteInfo, observations: Observations) -> Decision:
@@ -46,7 +46,7 @@ def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | No
     if scheme is None or scheme.weight is None:
         return BY_RECIPE
     unseen = observed is None or not observed.rows
-    return why_type(scheme) or (NOT_REACHED if scheme.needs_calibration and unseen else None)
+    return why_type(scheme, decision.operation) or (NOT_REACHED if scheme.needs_calibration and unseen else None)
 
 
 def why_weight(weights: Mapping[str, Tensor], decision: Decision) -> str | None:

@@ -26,7 +26,9 @@ def fake_mode(gm: fx.GraphModule) -> Any:
 
 
 def add_constant(gm: fx.GraphModule, name: str, tensor: Tensor, before: fx.Node) -> fx.Node:
-    """A get_attr node in front of `before` that holds a tensor; its name is made unique."""
+    """A get_attr node in front of `before` that holds a tensor, on the device of the graph; its name is made unique."""
+    if not tensor.is_mkldnn and (device := device_of(gm)) is not None:
+        tensor = tensor.to(device)
     target = name = "".join(c if c.isalnum() else "_" for c in name).strip("_") or "constant"
     count = 0
     while hasattr(gm, target):
@@ -37,6 +39,13 @@ def add_constant(gm: fx.GraphModule, name: str, tensor: Tensor, before: fx.Node)
         node = gm.graph.get_attr(target)
     node.meta = {"val": _fake(gm, tensor)}
     return node
+
+
+def device_of(gm: fx.GraphModule) -> torch.device | None:
+    """The accelerator that a graph's values are on, by the first of them that is floating point; None on CPU."""
+    values = (node.meta.get("val") for node in gm.graph.nodes)
+    device = next((v.device for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
+    return None if device is None or device.type in ("cpu", "meta") else device
 
 
 def _fake(gm: fx.GraphModule, tensor: Tensor) -> Tensor:

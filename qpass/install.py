@@ -75,10 +75,10 @@ def install(model: nn.Module, packed: Mapping[str, Packed]) -> None:
     """Replaces each named parameter, and every parameter tied to it, by its packed form, in place."""
     holders = {name: tuple(_holders(model, name)) for name in packed}
     for name, weight in packed.items():
-        dtype = model.get_parameter(name).dtype
+        dtype, device = model.get_parameter(name).dtype, model.get_parameter(name).device
         data: tuple[Tensor, ...] | None = None
         for module, attribute in holders[name]:
-            form = PackedWeight(weight, dtype)
+            form = PackedWeight(weight.to(device), dtype)
             frozen = nn.Parameter(module._parameters[attribute].detach(), requires_grad=False)
             module._parameters[attribute] = frozen  # of the copy: the caller's parameter keeps its gradient flag
             parametrize.register_parametrization(module, attribute, form, unsafe=True)

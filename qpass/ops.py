@@ -62,8 +62,12 @@ def _dequantize_fake(q, scale, zero, type, dtype):
 
 
 def choose_qparams(x: Tensor, type: str) -> tuple[Tensor, Tensor]:
-    """Scale (float32) and zero point (int32) of x at run time: per row [..., 1], per sample [B, 1, ...], or one in all."""
-    return affine.choose_dynamic(x, QType.parse(type))
+    """Scale (float32) and zero point (int32) of x at run time: per row [..., 1], per sample [B, 1, ...], or one in all.
+
+    The zero point of a symmetric type is 0.
+    """
+    scale, zero = affine.choose_dynamic(x, QType.parse(type))
+    return scale, torch.zeros_like(scale, dtype=torch.int32) if zero is None else zero
 
 
 def _choose_qparams_fake(x, type):
@@ -95,7 +99,12 @@ def linear(
     Returns [..., N] in out_dtype, or in out_type's storage.
     """
     weight_qtype = QType.parse(weight_type)
-    if x_type and QType.parse(x_type).granularity in ("tensor", "token") and weight_qtype.granularity == "channel" and weight_zero is None:
+    if (
+        x_type
+        and QType.parse(x_type).granularity in ("tensor", "token")
+        and weight_qtype.granularity == "channel"
+        and weight_zero is None
+    ):
         y = _integer_linear(x, x_scale, x_zero, weight, weight_scale)
     else:
         real = affine.dequantize(x, x_scale, x_zero, QType.parse(x_type), torch.float32) if x_type else x

@@ -48,7 +48,7 @@ def guard(plan: Plan, backend: Backend, decide: bool) -> None:
     if backend.name != "cpu":
         return
     for site, d in list(plan.decisions.items()):
-        if not d.quantized or not d.rows or d.operation != "linear":
+        if not d.quantized or not d.rows or d.operation != "linear" or (d.weight_type and d.weight_type.is_float):
             continue
         found = timing(d, backend)
         if found.integer_us <= found.float_us * MARGIN:

@@ -158,8 +158,9 @@ def test_what_no_batch_reached_stays_float():
 @pytest.mark.parametrize(
     ("scheme", "fits"), [("w8a8", True), ("w4a8-dynamic", True), ("w8a16", True), ("fp8", False), ("fp8-static", False)]
 )
-def test_integers_alone(scheme, fits):
-    why = why_type(Scheme.parse(scheme))
+def test_integers_alone_for_convolutions(scheme, fits):
+    assert why_type(Scheme.parse(scheme), "linear") is None
+    why = why_type(Scheme.parse(scheme), "conv2d")
     assert (why is None) == fits
     assert fits or scheme in why
 
@@ -167,7 +168,7 @@ def test_integers_alone(scheme, fits):
 def test_a_scheme_of_floats_leaves_convolutions_with_a_reason():
     found = plan(Residual(), "fp8")
     assert not found.quantized
-    assert {d.why for d in found} == {"weights and inputs become integers of 2 to 8 bits; fp8 has other types"}
+    assert {d.why for d in found} == {"weights and inputs of convolutions become integers of 2 to 8 bits; fp8 has other types"}
 
 
 def test_a_weight_that_is_a_buffer():

@@ -8,7 +8,21 @@ import qpass
 from qpass.backends import backend_named, triton
 from qpass.backends.triton import package
 
-SCHEMES = ("w8a8", "w8a8-dynamic", "w8a16", "w4a16", "w4a16-g32", "w4a16-c", "w4a8", "w4a8-dynamic", "w4a8-c", "w3a8", "w6a8-dynamic")
+SCHEMES = (
+    "w8a8",
+    "w8a8-dynamic",
+    "w8a16",
+    "w4a16",
+    "w4a16-g32",
+    "w4a16-c",
+    "w4a8",
+    "w4a8-dynamic",
+    "w4a8-c",
+    "w3a8",
+    "w6a8-dynamic",
+    "fp8",
+    "fp8-static",
+)
 
 
 def sqnr_db(wanted, found):
@@ -60,7 +74,7 @@ def same(model, scheme, x, **options):
 
 
 CASES = [(scheme, torch.bfloat16) for scheme in SCHEMES]
-CASES += [(s, d) for s in ("w8a8", "w8a8-dynamic", "w4a16", "w4a8") for d in (torch.float16, torch.float32)]
+CASES += [(s, d) for s in ("w8a8", "w8a8-dynamic", "w4a16", "w4a8", "fp8") for d in (torch.float16, torch.float32)]
 
 
 @pytest.mark.parametrize(("scheme", "dtype"), CASES, ids=str)

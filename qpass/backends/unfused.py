@@ -1,6 +1,6 @@
 """A weight-only linear taken apart again, where a backend has no kernel for its weight but generates one that dequantizes.
 
-    qpass.linear(x float, w, b, other, act)   ->   act(linear(x, dequantize(w), b) + other)
+qpass.linear(x float, w, b, other, act)   ->   act(linear(x, dequantize(w), b) + other)
 """
 
 from __future__ import annotations

@@ -168,6 +168,7 @@ class CollectRanges(fx.Interpreter):
         self.into.rows.setdefault(name, x.numel() // max(x.shape[-1], 1))
         if self._seen(group, x):
             return
+        x = x.cpu()
         if group not in self.into.observed:
             width = x.shape[-1]
             moment = torch.zeros(width, width, dtype=torch.float64) if self.into.moments else None
@@ -179,6 +180,7 @@ class CollectRanges(fx.Interpreter):
         group = self.names[name]
         if self._seen(group, x):
             return
+        x = x.cpu()
         known = self.into.observed.setdefault(group, Observed(Range.empty()))
         self._add(name, lambda: known.add_range(x, 1))
         if name in self.scalable and self.into.moments:
@@ -194,7 +196,7 @@ class CollectRanges(fx.Interpreter):
         key = patches_of(name)
         if not self.watching or not self.into.moments or x.numel() == 0:
             return
-        rows = patches(x, walk)
+        rows = patches(x.cpu(), walk)
         if key not in self.into.observed:
             width = rows.shape[1]
             own = width // walk.groups

@@ -25,6 +25,7 @@ from qpass.passes.conv_values import READERS
 from qpass.passes.migrate_conv import Products, scale_input, take_up
 from qpass.passes.split_channels import split_channels
 from qpass.plan import Decision
+from qpass.qtype import QType
 
 aten = torch.ops.aten
 qpass = torch.ops.qpass
@@ -112,7 +113,7 @@ def _correct_bias(gm: fx.GraphModule, node: fx.Node, decision: Decision) -> None
         return
     own, more, factor = constant(node.args[2]), decision.bias, node.meta.get("out_mul")
     more = more if factor is None else more * factor.float()
-    bias = more if own is None else more + own.detach().float()
+    bias = more if own is None else more.to(own.device) + own.detach().float()
     node.update_arg(2, add_constant(gm, f"{decision.site}_bias", bias.to(node.meta["val"].dtype), node))
 
 
@@ -160,21 +161,23 @@ def _codes(gm: fx.GraphModule, x: fx.Node, decision: Decision, quantized: dict, 
     """(integers, scale, zero point) of a value, made once for all that read it with these parameters."""
     qtype = str(decision.input_type)
     static = decision.input_scale is not None
-    known = (float(decision.input_scale), int(decision.input_zero)) if static else ()
+    symmetric = decision.input_zero is None
+    known = (float(decision.input_scale), 0 if symmetric else int(decision.input_zero)) if static else ()
     key = (x, qtype, known)
     if key not in quantized:
         shifted = _shifted(gm, x, decision, node)
         if static:
             scale = add_constant(gm, f"{decision.site}_input_scale", decision.input_scale, node)
-            zero = add_constant(gm, f"{decision.site}_input_zero", decision.input_zero, node)
+            zero = None if symmetric else add_constant(gm, f"{decision.site}_input_zero", decision.input_zero, node)
         else:
             scale, zero = _choose(gm, shifted, qtype, node)
         quantized[key] = (add_call(gm, qpass.quantize.default, (shifted, scale, zero, qtype), node), scale, zero)
     return quantized[key]
 
 
-def _choose(gm: fx.GraphModule, x: fx.Node, qtype: str, before: fx.Node) -> tuple[fx.Node, fx.Node]:
+def _choose(gm: fx.GraphModule, x: fx.Node, qtype: str, before: fx.Node) -> tuple[fx.Node, fx.Node | None]:
     import operator
 
     both = add_call(gm, qpass.choose_qparams.default, (x, qtype), before)
-    return add_call(gm, operator.getitem, (both, 0), before), add_call(gm, operator.getitem, (both, 1), before)
+    scale = add_call(gm, operator.getitem, (both, 0), before)
+    return scale, None if QType.parse(qtype).symmetric else add_call(gm, operator.getitem, (both, 1), before)

@@ -76,6 +76,7 @@ def _joined(gm: fx.GraphModule, family: list[fx.Node], index: int) -> fx.Node | 
     if all(node is None for node in nodes):
         return None
     rows = [constant(node.args[4]).shape[0] for node in family]
-    parts = [torch.zeros(n) if node is None else constant(node) for n, node in zip(rows, nodes, strict=True)]
+    device = constant(family[0].args[4]).device
+    parts = [torch.zeros(n, device=device) if i is None else constant(i) for n, i in zip(rows, nodes, strict=True)]
     name = f"{family[0].meta.get('site', 'linear')}_merged"
     return add_constant(gm, name, torch.cat([part.detach() for part in parts]), family[0])

@@ -46,7 +46,7 @@ def from_weights(
     def standing(name: str) -> tuple[Tensor, Geometry]:
         info = sites[name]
         assert info.walk is not None
-        weight = weights[info.weight or ""].detach().float()
+        weight = weights[info.weight or ""].detach().cpu().float()
         if before.get(name) in found:
             weight = weight / spread(found[before[name]], weight, info.walk.transposed)
         for mul in (info.norm, found.get(name)):

@@ -85,7 +85,10 @@ def choose_factors(
         if scheme.needs_calibration and halves is None:
             found.pop(source.site, None)
         if scheme.equalize == "auto" and scheme.activation is not None and halves is not None:
-            readers = [Reader.of(weights[info.weight or ""], info) for info in map(sites.__getitem__, source.readers)]
+            readers = [
+                Reader.of(weights[info.weight or ""].detach().cpu(), info)
+                for info in map(sites.__getitem__, source.readers)
+            ]
             factor = from_calibration(readers, scheme, halves)
             found |= {} if factor is None else {source.site: factor}
     return found

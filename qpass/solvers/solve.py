@@ -7,7 +7,8 @@
 4. rounding with steps of channels or groups (GPTQ on that covariance, or to nearest);
 5. the bias that leaves the mean of every output where it was:  b* = b + W mean(x) - W_q mean(x').
 
-Where the input stays float, only 4: on its second moments E[x x^T], since the bias stays what it was.
+Where the input stays float, only 4: on its second moments E[x x^T], since the bias stays what it was. Float types are rounded
+to nearest: their steps grow with the values, so that rounding is no noise of one variance.
 
 Statistics are those of the float model, from one pass.
 """
@@ -58,7 +59,7 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
 
     splits: the input is the activation of another linear, so its channels may be split.
     """
-    if observed is None or observed.moment is None or not observed.rows:
+    if observed is None or observed.moment is None or not observed.rows or scheme.weight.is_float:
         return _plain(weights, scheme, observed)
     stacked = torch.cat([w.float() for w in weights])
     counts = [w.shape[0] for w in weights]

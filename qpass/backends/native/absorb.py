@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from qpass.backends.native.build import has_attention, unavailable
 from qpass.backends.quantized_input import Affine, affine_of

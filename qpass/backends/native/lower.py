@@ -41,7 +41,9 @@ def why_not_linear(node: fx.Node) -> str | None:
 
 def lower_linear(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """One qpass.packed_linear in front of `node`."""
-    (x, x_scale, x_zero, x_type, data, w_scale, _, bias, other, act, out_scale, out_zero, out_type, dtype, _) = node.args
+    (x, x_scale, x_zero, x_type, data, w_scale, _, bias, other, act, out_scale, out_zero, out_type, dtype, _) = (
+        node.args
+    )
     weight = constant(data)
     n = weight.shape[0]
     if not x_type:

@@ -1,4 +1,4 @@
-"""The triton backend: fused ops on the kernels of qpass_kernels for CUDA; on CPU tensors the same graph runs their references.
+"""The triton backend: fused ops on the kernels of qpass_kernels for CUDA; on CPU tensors, on their references.
 
     what                                   becomes
     qpass.linear                           w8a8_linear, w4a8_linear, w8a16_linear, w4a16_linear     linear.py

@@ -52,7 +52,11 @@ def _chain(node: fx.Node) -> Norm | None:
     if node.target is not aten.mul.Tensor:
         return None
     weight, value = node.args[:2] if column(node.args[0]) is not None else node.args[1::-1]
-    if column(weight) is None or not isinstance(value, fx.Node) or weight.meta["val"].dtype is not value.meta["val"].dtype:
+    if (
+        column(weight) is None
+        or not isinstance(value, fx.Node)
+        or weight.meta["val"].dtype is not value.meta["val"].dtype
+    ):
         return None
     unit = _uncast(value)
     if unit.target is not aten.mul.Tensor or len(unit.users) != 1 or len(value.users) != 1:
@@ -65,7 +69,12 @@ def _chain(node: fx.Node) -> Norm | None:
         return None
     mean = shifted.args[0]
     squares = mean.args[0] if mean.target is aten.mean.dim and list(mean.args[1]) == [-1] and mean.args[2] else None
-    if squares is None or squares.target is not aten.pow.Tensor_Scalar or squares.args[0] is not wide or squares.args[1] != 2:
+    if (
+        squares is None
+        or squares.target is not aten.pow.Tensor_Scalar
+        or squares.args[0] is not wide
+        or squares.args[1] != 2
+    ):
         return None
     x = _uncast(wide)
     fits = isinstance(x.meta.get("val"), Tensor) and x.meta["val"].dtype is node.meta["val"].dtype

@@ -4,8 +4,8 @@
     quantize(affine(norm(x)))                                            ->   norm_quantize(x)
     quantize(affine(act(a))), quantize(affine(act(a) * b))               ->   act_quantize(a, b)
 
-`affine` is the plan's factor and shift of an input (qpass/backends/quantized_input.py). With a static scale a plain quantize is
-left to the generated kernels, which join it to any pointwise work in front. Codes come as int8 (codes.py).
+`affine` is the plan's factor and shift of an input (qpass/backends/quantized_input.py). With a static scale a plain quantize
+is left to the generated kernels, which join it to any pointwise work in front. Codes come as int8 (codes.py).
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def _gated(found: Affine) -> Gated | None:
 
 
 def _same(a: fx.Node, b: fx.Node) -> bool:
-    return all(isinstance(n.meta.get("val"), Tensor) for n in (a, b)) and str(a.meta["val"].shape) == str(b.meta["val"].shape)
+    return all(isinstance(n.meta.get("val"), Tensor) for n in (a, b)) and str(a.meta["val"].shape) == str(
+        b.meta["val"].shape
+    )
 
 
 def _act(node: fx.Node) -> str:
