@@ -36,11 +36,17 @@ def activation(name: str):
     return dict(ACTIVATIONS)[name]
 
 
-def define(schema: str, reference, fake) -> None:
+POINTWISE: dict = {}  # ops that a generated kernel computes element by element, and their references
+
+
+def define(schema: str, reference, fake, pointwise: bool = False) -> None:
     """Registers an op: its reference runs on every device, its fake gives shapes and dtypes."""
-    name = LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    tags = (torch.Tag.pt2_compliant_tag, *((torch.Tag.pointwise,) if pointwise else ()))
+    name = LIBRARY.define(schema, tags=tags)
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"qpass::{name}", fake, lib=LIBRARY)
+    if pointwise:
+        POINTWISE[getattr(torch.ops.qpass, name.partition("(")[0].split("::")[-1]).default] = reference
 
 
 def quantize(x: Tensor, scale: Tensor, zero: Tensor | None, type: str) -> Tensor:

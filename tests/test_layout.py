@@ -97,7 +97,7 @@ def laid_out(name, until="layout"):
 
 
 def products(gm):
-    return [node for node in gm.graph.nodes if node.target in cpu.BACKEND.channels_last]
+    return [node for node in gm.graph.nodes if node.target in cpu.BACKEND.channels_last()]
 
 
 def sources(node, seen=None):

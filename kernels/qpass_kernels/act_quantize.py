@@ -12,10 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from qpass_kernels.activations import NAMES, activate
+from qpass_kernels.blocks import rounded
 from qpass_kernels.epilogue import ACTIVATIONS
 from qpass_kernels.launch import OPTIONS, check_device
 from qpass_kernels.matmul import define
-from qpass_kernels.quantize import by_column, rounded, row_scale, static_scale, widened, write_codes
+from qpass_kernels.quantize import by_column, row_scale, static_scale, widened, write_codes
 from qpass_kernels.rows import Rows, check_like, flat, options, shapes
 
 OP = "act_quantize"
@@ -27,7 +28,7 @@ def activated(x, gate, mul, add, row, column, M, K, stride, gate_stride, ACT: tl
     inside = (row < M) & (column < K)
     y = tl.load(x + row.to(tl.int64) * stride + column, mask=inside, other=0.0).to(tl.float32)
     if ACT != "":
-        y = rounded(tl.where(y == y, activate(y, ACT), y), x.dtype.element_ty)
+        y = rounded(activate(y, ACT), x.dtype.element_ty)
     if gate is not None:
         other = tl.load(gate + row.to(tl.int64) * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
         y = rounded(y * other, x.dtype.element_ty)

@@ -1,4 +1,4 @@
-"""Activations inside kernels, by the names that `qpass.linear` and `qpass.conv` use. float32 in, float32 out."""
+"""Activations inside kernels, by the names that `qpass.linear` and `qpass.conv` use. float32 in, float32 out; NaN stays."""
 
 import triton
 import triton.language as tl
@@ -10,7 +10,7 @@ NAMES = ("", "relu", "gelu", "gelu_tanh", "silu", "relu6", "hardswish", "hardsig
 def activate(y, ACT: tl.constexpr):
     """The activation of a name in NAMES; tanh(z) is 2 sigmoid(2 z) - 1, which needs no library of the device."""
     if ACT == "relu":
-        y = tl.maximum(y, 0.0)
+        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACT == "gelu":
         y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
     elif ACT == "gelu_tanh":
@@ -18,11 +18,11 @@ def activate(y, ACT: tl.constexpr):
     elif ACT == "silu":
         y = y * tl.sigmoid(y)
     elif ACT == "relu6":
-        y = tl.minimum(tl.maximum(y, 0.0), 6.0)
+        y = tl.clamp(y, 0.0, 6.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACT == "hardswish":
-        y = y * tl.minimum(tl.maximum(y + 3.0, 0.0), 6.0) * (1.0 / 6.0)
+        y = y * tl.clamp(y + 3.0, 0.0, 6.0) * (1.0 / 6.0)
     elif ACT == "hardsigmoid":
-        y = tl.minimum(tl.maximum(y + 3.0, 0.0), 6.0) * (1.0 / 6.0)
+        y = tl.clamp(y + 3.0, 0.0, 6.0, propagate_nan=tl.PropagateNan.ALL) * (1.0 / 6.0)
     elif ACT == "sigmoid":
         y = tl.sigmoid(y)
     return y

@@ -32,18 +32,32 @@ def codes(y, inverse, zero):
 
 
 @triton.jit
+def rounded(y, DTYPE: tl.constexpr):
+    """Float32 y as DTYPE holds it, in float32. Triton's interpreter cuts bfloat16 off instead of rounding."""
+    if INTERPRETED and tl.bfloat16 == DTYPE:
+        bits = y.to(tl.uint32, bitcast=True)
+        near = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        y = tl.where(y == y, near.to(tl.float32, bitcast=True), y)
+    return y.to(DTYPE).to(tl.float32)
+
+
+@triton.jit
 def e4m3(y):
     """float8_e4m3fn of a float32 y, clamped to +-448, half to even.
 
-    Triton's interpreter drops the carry of a mantissa that is rounded up to the next power of two, so it is given values that
-    need no rounding: 1.5 * 2^(exponent + 20) has steps as wide as those of e4m3 at y.
+    Triton's interpreter drops the carry of a mantissa that is rounded up to the next power of two, and NaN. So it is given
+    values that need no rounding: 1.5 * 2^(exponent + 20) has steps as wide as those of e4m3 at y.
     """
-    y = tl.clamp(y, -448.0, 448.0)
+    y = tl.clamp(y, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    known = y == y
     if INTERPRETED:
         exponent = tl.maximum((y.to(tl.int32, bitcast=True) >> 23) & 255, 121)
         wide = ((exponent + 20) << 23).to(tl.float32, bitcast=True) * 1.5
-        y = tl.where(tl.abs(y) <= 448.0, (y + wide) - wide, y)
-    return y.to(tl.float8e4nv)
+        y = (y + wide) - wide
+    code = y.to(tl.float8e4nv)
+    if INTERPRETED:
+        code = tl.where(known, code.to(tl.int8, bitcast=True), 127).to(tl.float8e4nv, bitcast=True)
+    return code
 
 
 @triton.jit
@@ -124,4 +138,4 @@ def finish(
     elif y_ptr.dtype.element_ty == tl.float8e4nv:
         tl.store(y_ptr + where, e4m3(y * inverse), mask=inside)
     else:
-        tl.store(y_ptr + where, y.to(y_ptr.dtype.element_ty), mask=inside)
+        tl.store(y_ptr + where, rounded(y, y_ptr.dtype.element_ty).to(y_ptr.dtype.element_ty), mask=inside)

@@ -18,10 +18,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
+from qpass_kernels.blocks import rounded
 from qpass_kernels.epilogue import check_vector
 from qpass_kernels.launch import OPTIONS, check_device
 from qpass_kernels.matmul import define
-from qpass_kernels.quantize import by_column, rounded, row_scale, static_scale, widened, write_codes
+from qpass_kernels.quantize import by_column, row_scale, static_scale, widened, write_codes
 from qpass_kernels.rows import FLOATS, Rows, check_like, flat, options, shapes
 
 OP = "norm_quantize"

@@ -1,5 +1,21 @@
 """Registers every op: importing this module is enough."""
 
-from qpass_kernels import act_quantize, layouts, norm_quantize, quantize, w4a8, w4a16, w8a8, w8a16
+from qpass_kernels import (
+    act_quantize,
+    conv,
+    conv_depthwise,
+    conv_weights,
+    layouts,
+    norm_quantize,
+    pool,
+    quantize,
+    w4a8,
+    w4a16,
+    w8a8,
+    w8a16,
+)
 
-MODULES = (layouts, w8a8, w8a16, w4a16, w4a8, quantize, norm_quantize, act_quantize)
+LINEARS = (w8a8, w8a16, w4a16, w4a8)
+QUANTIZES = (quantize, norm_quantize, act_quantize)
+IMAGES = (conv, conv_depthwise, pool)
+WEIGHTS = (layouts, conv_weights)

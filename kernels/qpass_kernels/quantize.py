@@ -16,22 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qpass_kernels.blocks import INTERPRETED, e4m3, round_even
+from qpass_kernels.blocks import e4m3, round_even
 from qpass_kernels.launch import OPTIONS, check_device
 from qpass_kernels.matmul import define
 from qpass_kernels.rows import TILE, Rows, flat, options, shapes
 
 MIN_SCALE = tl.constexpr(2.0**-126)
-
-
-@triton.jit
-def rounded(y, DTYPE: tl.constexpr):
-    """Float32 y as DTYPE holds it, in float32. Triton's interpreter cuts bfloat16 off instead of rounding."""
-    if INTERPRETED and tl.bfloat16 == DTYPE:
-        bits = y.to(tl.uint32, bitcast=True)
-        near = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        y = tl.where(y == y, near.to(tl.float32, bitcast=True), y)
-    return y.to(DTYPE).to(tl.float32)
 
 
 @triton.jit
@@ -102,7 +92,7 @@ def write_codes(codes, y, scale, zero, row, column, M, K, LEAST: tl.constexpr, E
     """Codes [M, K], as bytes, of y [R, B]; scale and zero are [R, 1]. A NaN is NaN in e4m3, LEAST in int8."""
     q = quotient(y, scale)
     if E4M3:
-        code = tl.where(q == q, e4m3(q).to(tl.int8, bitcast=True), 127)
+        code = e4m3(q).to(tl.int8, bitcast=True)
     else:
         code = tl.clamp(round_even(tl.clamp(q, -1024.0, 1024.0)) + zero, LEAST, 127.0).to(tl.int8)
     tl.store(codes + row.to(tl.int64) * K + column, code, mask=(row < M) & (column < K))

@@ -28,7 +28,7 @@ class Backend:
     targets: tuple[Any, ...]
     absorb: Callable[[fx.GraphModule], int]
     finish: Callable[[fx.GraphModule], Callable[..., Any]]
-    channels_last: tuple[Any, ...] = ()
+    channels_last: Callable[[], tuple[Any, ...]] = tuple
     reads_parts: tuple[Any, ...] = ()
     merges_activations: bool = False
 

@@ -186,4 +186,6 @@ def lower(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
 
 
 CHANNELS_LAST = (*onednn_conv.CALLS, *(target for target, _ in CONV_CALLS))
-BACKEND = Backend(NAME, unavailable, why_not, lower, TARGETS, absorb, finish, CHANNELS_LAST, (Q.packed_conv.default,))
+BACKEND = Backend(
+    NAME, unavailable, why_not, lower, TARGETS, absorb, finish, lambda: CHANNELS_LAST, (Q.packed_conv.default,)
+)

@@ -85,7 +85,7 @@ def _compile(part: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         where = [_locate(name, symbol, fakes) for name, symbol in symbols.items()]
         sizes = list(symbols.values())
         with mode, tracing(TracingContext(mode)), config.patch(OPTIONS):
-            table = select_decomp_table() | DECOMPOSITIONS
+            table = select_decomp_table() | DECOMPOSITIONS | ops.POINTWISE
             flat = make_fx(lambda *a: part(*a[len(sizes) :]), decomposition_table=table)(*sizes, *fakes)
             flat.graph.set_codegen(
                 fx.graph.CodeGen()

@@ -28,7 +28,7 @@ Q = torch.ops.qpass
 
 def layout(gm: fx.GraphModule, context) -> int:
     """Returns the number of values laid out anew."""
-    wanted = context.backend.channels_last
+    wanted = context.backend.channels_last()
     if not any(node.target in wanted for node in gm.graph.nodes):
         return 0
     edits = 0
@@ -63,7 +63,7 @@ def _follow(gm: fx.GraphModule, node: fx.Node, moved: set[fx.Node]) -> None:
             copied = add_call(gm, aten.clone.default, (source,), node, memory_format=torch.contiguous_format)
             node.replace_input_with(source, copied)
         return
-    if _strides(node) != before:
+    if _strides(node) != before or _is_elementwise(node):  # made with its kernel, in the kernel's own layout
         moved.add(node)
 
 
@@ -120,6 +120,8 @@ def _turn(gm: fx.GraphModule, value: fx.Node, before: fx.Node, parts: bool, move
     elif value.target is Q.pad.default:
         inner = (turned(gm, value.args[0], value), _turned_widths(value), *value.args[2:])
         codes = add_call(gm, value.target, inner, value)
+    elif _is_elementwise(value):
+        return _turn_source(gm, value, parts, moved)
     else:
         codes = add_call(
             gm, aten.clone.default, (turned(gm, value, before),), before, memory_format=torch.contiguous_format
@@ -131,6 +133,21 @@ def _turn(gm: fx.GraphModule, value: fx.Node, before: fx.Node, parts: bool, move
     value.replace_all_uses_with(made)
     moved.add(made)
     return 1
+
+
+def _is_elementwise(value: fx.Node) -> bool:
+    """Whether a value is one other value, element by element, in its layout: codes that are shifted."""
+    target = value.target
+    return (
+        isinstance(target, torch._ops.OpOverload) and target.namespace == "qpass" and torch.Tag.pointwise in target.tags
+    )
+
+
+def _turn_source(gm: fx.GraphModule, value: fx.Node, parts: bool, moved: set[fx.Node]) -> int:
+    edits = _turn(gm, value.args[0], value, parts, moved)
+    set_value(gm, value)
+    moved.add(value)
+    return edits
 
 
 def turned(gm: fx.GraphModule, value: fx.Node, before: fx.Node) -> fx.Node:

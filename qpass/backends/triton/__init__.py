@@ -3,6 +3,7 @@
     what                                   becomes
     qpass.linear                           w8a8_linear, w4a8_linear, w8a16_linear, w4a16_linear     linear.py
     quantize of rows, with what makes them quantize_rows, norm_quantize, act_quantize               quantize.py
+    qpass.conv, qpass.max_pool             conv2d, depthwise2d, max_pool2d on channels-last images conv.py
     pointwise, reductions                  one generated kernel a region
 
 Codes are int8 between kernels (codes.py). Which kernel and which tiles an op runs with is the package's own choice, by shape.
@@ -19,14 +20,19 @@ from torch import fx
 from qpass.backends import Backend
 from qpass.backends.emit import emit
 from qpass.backends.inductor import compile_region
+from qpass.backends.laid_out import laid_out_calls
 from qpass.backends.regions import extract, find_regions, replace_regions, signature
-from qpass.backends.triton import linear, quantize
+from qpass.backends.triton import conv, linear, quantize
 from qpass.backends.triton.codes import cancel
-from qpass.backends.triton.package import unavailable
+from qpass.backends.triton.package import kernels, unavailable
 
 Q = torch.ops.qpass
 
-LOWERINGS = ((Q.linear.default, linear.why_not, linear.lower),)
+LOWERINGS = (
+    (Q.linear.default, linear.why_not, linear.lower),
+    (Q.conv.default, conv.why_not, conv.lower),
+    (Q.max_pool.default, conv.why_not_max_pool, conv.lower_max_pool),
+)
 TARGETS = tuple(target for target, _, _ in LOWERINGS)
 KERNELS: dict[str, Callable[..., Any]] = {}  # of this process: another capture or model finds them by signature
 
@@ -56,7 +62,16 @@ def finish(gm: fx.GraphModule) -> Callable[..., Any]:
         if wanted[-1] not in KERNELS:
             KERNELS[wanted[-1]] = compile_region(part)
     nodes = replace_regions(gm, regions)
-    return emit(gm, {node: (KERNELS[key], node.args) for node, key in zip(nodes, wanted, strict=True)})
+    calls = {node: (KERNELS[key], node.args) for node, key in zip(nodes, wanted, strict=True)}
+    return emit(gm, calls | laid_out_calls(gm, calls))
 
 
-BACKEND = Backend("triton", unavailable, why_not, lower, TARGETS, absorb, finish, merges_activations=True)
+def images() -> tuple[Any, ...]:
+    """The ops whose images are channels last."""
+    if unavailable() is not None:
+        return ()
+    kernels()
+    return tuple(getattr(torch.ops.qpass_kernels, name).default for name in ("conv2d", "depthwise2d", "max_pool2d"))
+
+
+BACKEND = Backend("triton", unavailable, why_not, lower, TARGETS, absorb, finish, images, merges_activations=True)

@@ -35,8 +35,8 @@ def to_unsigned(q: Tensor) -> Tensor:
     return q.view(torch.uint8).bitwise_xor(HALF)
 
 
-define("to_signed(Tensor q) -> Tensor", to_signed, lambda q: torch.empty_like(q, dtype=torch.int8))
-define("to_unsigned(Tensor q) -> Tensor", to_unsigned, lambda q: torch.empty_like(q, dtype=torch.uint8))
+define("to_signed(Tensor q) -> Tensor", to_signed, lambda q: torch.empty_like(q, dtype=torch.int8), True)
+define("to_unsigned(Tensor q) -> Tensor", to_unsigned, lambda q: torch.empty_like(q, dtype=torch.uint8), True)
 INVERSE = {Q.to_signed.default: Q.to_unsigned.default, Q.to_unsigned.default: Q.to_signed.default}
 
 

@@ -1,0 +1,107 @@
+"""Fused convolutions and max pools as the ops of qpass_kernels, on images that lie channels last.
+
+    qpass.conv(x u8/t, w i8/c0, b, other, act, -> u8 | float)    ->   conv2d, or depthwise2d where a group is one channel
+    qpass.max_pool(q)                                            ->   max_pool2d
+
+Weights are packed once, here, with what the zero point of the input adds at the borders (qpass_kernels/conv_weights.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from qpass.backends.triton.codes import signed, static_zero, unsigned
+from qpass.backends.triton.package import kernels, too_old
+from qpass.conv_ops import channel_scales
+from qpass.graphs import add_call, add_constant, constant
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+X_SCALE, X_ZERO, X_TYPE, WEIGHT, WEIGHT_SCALE, WEIGHT_TYPE, BIAS, OTHER, OTHER_SCALE, OTHER_ZERO, OTHER_TYPE = range(
+    1, 12
+)
+ACT, SLOPE, OUT_SCALE, OUT_ZERO, OUT_TYPE, OUT_DTYPE, STRIDE, PADDING, DILATION, TRANSPOSED, _, GROUPS = range(12, 24)
+ONE_SCALE = ("/t", "/c0")
+
+
+def why_not(node: fx.Node) -> str | None:
+    """None where a kernel runs a fused convolution, or the sentence that says why not."""
+    a = node.args
+    if len(a[STRIDE]) != 2 or a[TRANSPOSED]:
+        kind = "transposed" if a[TRANSPOSED] else f"{len(a[STRIDE])}-d"
+        return f"the triton kernels run convolutions of images, not {kind} ones"
+    if a[X_TYPE] != "u8/t":
+        return f"the triton kernels convolve images of u8/t, not {a[X_TYPE]}"
+    if not a[WEIGHT_TYPE].startswith("i") or not a[WEIGHT_TYPE].endswith(ONE_SCALE):
+        return f"the triton kernels convolve with integers of one scale a channel, not {a[WEIGHT_TYPE]}"
+    if any(constant(a[i]) is None for i in (X_SCALE, X_ZERO, WEIGHT, WEIGHT_SCALE)):
+        return "its weight or the scale of its input is computed"
+    return too_old(a[0].meta["val"].device) or _why_not_epilogue(a)
+
+
+def _why_not_epilogue(a: tuple) -> str | None:
+    if a[OUT_TYPE] not in ("", "u8/t") or (not a[OUT_TYPE] and a[OUT_DTYPE] not in FLOATS):
+        return f"the triton kernels write u8/t or floats of up to 32 bits, not {a[OUT_TYPE] or a[OUT_DTYPE]}"
+    if a[OTHER] is not None and a[OTHER_TYPE] not in ("", "u8/t"):
+        return f"the triton kernels add codes of u8/t, not {a[OTHER_TYPE]}"
+    if a[OTHER] is not None and not a[OTHER_TYPE] and a[OTHER].meta["val"].dtype not in FLOATS:
+        return f"the triton kernels do not add {a[OTHER].meta['val'].dtype}"
+    held = (BIAS, OTHER_SCALE, OTHER_ZERO, SLOPE, OUT_SCALE, OUT_ZERO)
+    if any(a[i] is not None and constant(a[i]) is None for i in held):
+        return "its bias, its slopes or the scale of its output are computed"
+    return None
+
+
+def is_depthwise(node: fx.Node) -> bool:
+    """Whether each channel is convolved with a kernel of its own."""
+    weight, groups = constant(node.args[WEIGHT]), node.args[GROUPS]
+    return groups > 1 and weight.shape[0] == groups and weight.shape[1] == 1
+
+
+def lower(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """One op in front of `node`, and what turns codes; returns the last."""
+    a, packing = node.args, kernels().conv_weights
+    weight, zero = constant(a[WEIGHT]), static_zero(a[X_ZERO])
+    name = node.meta.get("site", "conv")
+    hold = lambda key, t: None if t is None else add_constant(gm, f"{name}_{key}", t.contiguous(), node)  # noqa: E731
+    K = torch.ops.qpass_kernels
+    if is_depthwise(node):
+        target, first = K.depthwise2d.default, (hold("packed", packing.pack_depthwise(weight)), zero)
+    else:
+        target = K.conv2d.default
+        first = (hold("packed", packing.pack(weight)), hold("correction", packing.correction(weight, zero)))
+    alpha = channel_scales(constant(a[WEIGHT_SCALE]), weight.shape[0]).float() * constant(a[X_SCALE]).float()
+    vector = lambda i: None if a[i] is None else constant(a[i]).detach().float().flatten()  # noqa: E731
+    slope = vector(SLOPE)
+    slope = None if slope is None else slope.expand(weight.shape[0])
+    window = (list(weight.shape[2:]), a[STRIDE], a[PADDING], a[DILATION])
+    after = (hold("alpha", alpha), hold("beta", vector(BIAS)), *_residual(gm, node), a[ACT], hold("slope", slope))
+    made = add_call(gm, target, (signed(gm, a[0], node), *first, *window, *after, *_output(node), a[GROUPS]), node)
+    return unsigned(gm, made, node) if a[OUT_TYPE] else made
+
+
+def _residual(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, float, int]:
+    other, scale, zero, kind = node.args[OTHER : OTHER_TYPE + 1]
+    if other is None or not kind:
+        return other, 1.0, 0
+    return signed(gm, other, node), float(constant(scale)), static_zero(zero)
+
+
+def _output(node: fx.Node) -> tuple[float, int, torch.dtype]:
+    scale, zero, kind, dtype = node.args[OUT_SCALE : OUT_DTYPE + 1]
+    return (float(constant(scale)), static_zero(zero), torch.int8) if kind else (1.0, 0, dtype)
+
+
+def why_not_max_pool(node: fx.Node) -> str | None:
+    """None where a kernel runs a max pool of codes, or why not."""
+    if len(node.args[1]) != 2:
+        return f"the triton kernels pool images, not {len(node.args[1])}-d values"
+    return too_old(node.args[0].meta["val"].device)
+
+
+def lower_max_pool(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """One op in front of `node`, and what turns codes; returns the last."""
+    made = add_call(
+        gm, torch.ops.qpass_kernels.max_pool2d.default, (signed(gm, node.args[0], node), *node.args[1:]), node
+    )
+    return unsigned(gm, made, node)

@@ -1,0 +1,86 @@
+"""Convolutional networks on the triton backend, on CPU tensors: its graph, and that it computes what the reference does."""
+
+import pytest
+import torch
+from torch import nn
+
+import qpass
+from tests.models_vision import build
+from tests.test_triton_backend import lowered, sqnr_db
+
+NETS = ("resnet", "resnext", "mobilenet", "mobilenet-v3", "shufflenet", "super-resolution", "borders")
+KERNELS = ("conv2d", "depthwise2d", "max_pool2d")
+
+
+def both(model, x, scheme="w8a8"):
+    plan = qpass.analyze(model, scheme, example_inputs=x, calibration=[x])
+    return [qpass.compile(model, plan=plan, example_inputs=x, backend=name) for name in ("triton", "reference")]
+
+
+def count(graph):
+    return {name: graph.count(f"qpass_kernels.{name}(") for name in KERNELS}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_networks(name):
+    model, draw = build(name)
+    x = draw()
+    found, wanted = both(model, x)
+    other = draw(3)
+    with torch.no_grad():
+        assert sqnr_db(wanted(x), found(x)) > 30
+        assert sqnr_db(wanted(other), found(other)) > 30
+    graph = lowered(found)
+    assert "qpass.conv(" not in graph
+    quantized = [d for d in qpass.inspect(found).plan.quantized if "conv" in d.site and ".output" not in d.site]
+    assert count(graph)["conv2d"] + count(graph)["depthwise2d"] >= len(quantized) > 2
+
+
+def test_codes_stay_codes():
+    """From the first convolution to the last nothing is float, turned or copied: one kernel a layer, 8 bits between them."""
+    model, draw = build("resnet")
+    graph = lowered(both(model, draw())[0])
+    lines = [line for line in graph.splitlines() if "int8[" in line.split("#")[-1]]
+    moves = [line for line in lines if "qpass_kernels." not in line]
+    assert len(moves) <= 6, moves  # of the image, of what the mean reads, of its quantize
+    assert "aten.clone" not in graph
+
+
+class Stem(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, **options)
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+
+
+@pytest.mark.parametrize("options", [{"padding": 2, "stride": 2}, {"dilation": 2}, {"padding": (0, 1)}], ids=str)
+def test_borders_hold_the_zero_point(options):
+    """Values far from 0 everywhere: were padding another value than 0, the border would show it."""
+    x = torch.rand(2, 3, 9, 11) + 3
+    found, wanted = both(Stem(**options).eval(), x)
+    with torch.no_grad():
+        assert sqnr_db(wanted(x), found(x)) > 35
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "says"),
+    [
+        (lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU()), (2, 3, 16), "run convolutions of images, not 1-d ones"),
+        (lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 3)), (2, 3, 8, 8), "not transposed ones"),
+    ],
+)
+def test_what_stays(make, shape, says):
+    x = torch.randn(shape)
+    found, wanted = both(make().eval(), x)
+    assert says in str(qpass.inspect(found))
+    with torch.no_grad():
+        assert sqnr_db(wanted(x), found(x)) > 60
+
+
+def test_images_with_scales_of_their_own_stay():
+    x = torch.randn(2, 3, 9, 9)
+    found, _ = both(Stem().eval(), x, "w8a8-dynamic")
+    assert "the triton kernels convolve images of u8/t, not u8/sample" in str(qpass.inspect(found))
