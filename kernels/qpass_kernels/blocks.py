@@ -90,6 +90,14 @@ def gathered(partial, counters, tile, ROWS: tl.constexpr, COLS: tl.constexpr, SP
 
 
 @triton.jit
+def halved(tile):
+    """The left and the right half of a tile's columns."""
+    rows: tl.constexpr = tile.shape[0]
+    columns: tl.constexpr = tile.shape[1]
+    return tl.split(tl.permute(tl.reshape(tile, (rows, 2, columns // 2)), (0, 2, 1)))
+
+
+@triton.jit
 def along_n(values, TURNED: tl.constexpr):
     """[BN] as a factor of a tile."""
     return values[:, None] if TURNED else values[None, :]

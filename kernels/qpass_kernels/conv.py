@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from qpass_kernels import w8a8
-from qpass_kernels.blocks import arrive, finish, gathered, part_of, scaled
+from qpass_kernels.blocks import arrive, finish, gathered, halved, part_of, scaled
 from qpass_kernels.configs import Config
 from qpass_kernels.conv_weights import (
     ARGUMENTS,
@@ -97,6 +97,22 @@ def settle(
 
 
 @triton.jit
+def parted(tile):
+    """The columns of a tile in parts of at most 64: the epilogue of more would not fit the registers."""
+    COLUMNS: tl.constexpr = tile.shape[1]
+    if COLUMNS <= 64:
+        parts = (tile,)
+    elif COLUMNS == 128:
+        parts = halved(tile)
+    else:
+        left, right = halved(tile)
+        a, b = halved(left)
+        c, d = halved(right)
+        parts = (a, b, c, d)
+    return parts
+
+
+@triton.jit
 def implicit(
     x, w, y, other, correction, alpha, beta, slope, partial, counters, other_scale, other_zero, inverse, zero,
     M, N, H, W, OH, OW, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
@@ -145,11 +161,12 @@ def implicit(
         if SPLIT > 1:
             acc = gathered(partial, counters, tile, BM, BN, SPLIT, ACC)
         edge = state(top, H, dil_h, KH) * (KW * (KW + 1) // 2 + 1) + state(left, W, dil_w, KW)
-        halves = (acc,) if BN < 128 else tl.split(tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1)))
-        for half in tl.static_range(1 if BN < 128 else 2):
-            some = outputs(start + half * (BN // 2), group, N, GROUPS, BN if BN < 128 else BN // 2)
+        parts = parted(acc)
+        PARTS: tl.constexpr = len(parts)
+        for i in tl.static_range(PARTS):
+            some = outputs(start + i * (BN // PARTS), group, N, GROUPS, BN // PARTS)
             settle(
-                halves[half], y, other, rm, some, M, N, correction, edge, alpha, beta, slope, other_scale, other_zero,
+                parts[i], y, other, rm, some, M, N, correction, edge, alpha, beta, slope, other_scale, other_zero,
                 inverse, zero, ACT, CODES,
             )  # fmt: skip
 

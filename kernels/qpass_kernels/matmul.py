@@ -47,7 +47,9 @@ def define_linear(
     def reference(x: Tensor, *rest: Any) -> Tensor:
         held, epilogue = rest[:count], Epilogue(*rest[count:])
         prepare(name, x, held, epilogue, check)
-        return epilogue.reference(sums(x.reshape(x.shape[:-1].numel(), x.shape[-1]), *held)).reshape(*x.shape[:-1], held[0].shape[0])
+        return epilogue.reference(sums(x.reshape(x.shape[:-1].numel(), x.shape[-1]), *held)).reshape(
+            *x.shape[:-1], held[0].shape[0]
+        )
 
     def fake(x: Tensor, *rest: Any) -> Tensor:
         return x.new_empty((*x.shape[:-1], rest[0].shape[0]), dtype=rest[-1])

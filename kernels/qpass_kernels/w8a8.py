@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from qpass_kernels.blocks import arrive, finish, gathered, part_of
+from qpass_kernels.blocks import arrive, finish, gathered, halved, part_of
 from qpass_kernels.configs import Config
 from qpass_kernels.epilogue import Epilogue
 from qpass_kernels.finished import finish_sums, rows
@@ -94,14 +94,6 @@ def persistent(
                 now, y, other, rn + part * (BN // 4), rm, M, N, alpha, beta, offset, row_scale, row_zero, inverse, zero,
                 ACT, CODES, False,
             )  # fmt: skip
-
-
-@triton.jit
-def halved(tile):
-    """The left and the right half of a tile's columns."""
-    rows: tl.constexpr = tile.shape[0]
-    columns: tl.constexpr = tile.shape[1]
-    return tl.split(tl.permute(tl.reshape(tile, (rows, 2, columns // 2)), (0, 2, 1)))
 
 
 def check(op: str, x: Tensor, weight: Tensor) -> None:

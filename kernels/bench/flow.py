@@ -1,0 +1,161 @@
+"""The flow of a run: shape by shape, what fails as a row that says why."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from bench import cases, tables
+from bench.clocks import Ceilings, DryClock, GraphClock, ceilings
+from bench.peers import PEERS
+from bench.tables import Row
+from qpass_kernels import timing
+from qpass_kernels.launch import chip_of
+
+DRY_GOALS = {(64, 128, 2): {"w8a8": 1.75, "w4a16": 0.5}, (64, 128, 40): {"w4a8": 1.5}}
+DRY_NORMS = ((8, 64),)
+Maker = tuple[Row, Callable[[], cases.Ready]]
+
+
+def dtype_of(dry: bool) -> torch.dtype:
+    """The plain path's: bfloat16, or float16 in a dry run, whose interpreter multiplies no bfloat16."""
+    return torch.float16 if dry else torch.bfloat16
+
+
+def measured(args: argparse.Namespace, device: torch.device) -> tuple[list[Row], dict[str, str]]:
+    """All rows of a run, and what it was made on. A lost CUDA context ends it early, and `stopped` says so."""
+    clock = DryClock() if args.dry else GraphClock(device, args.seconds)
+    about = tables.machine(device)
+    tops = ceilings(clock, device, **({"size": 64, "length": 1 << 16} if args.dry else {}))
+    about["copy"] = f"{tops.copy / 1e9:.0f} GB/s"
+    for name, rate in tops.rates.items():
+        about[name] = f"{rate / 1e12:.0f} T/s" if rate else f"failed: {tops.why_not[name]}"
+    rows: list[Row] = []
+    goals = DRY_GOALS if args.dry else cases.GOALS
+    try:
+        for n, k, m in goals:
+            if args.only and f"{n}x{k}" not in args.only:
+                continue
+            if args.tune:
+                _tuned(args, m, n, k, device)
+            products(m, n, k, goals[n, k, m], args, clock, tops, device, rows)
+        if not args.only:
+            for m, k in DRY_NORMS if args.dry else cases.NORMS:
+                norms(m, k, clock, tops, device, dtype_of(args.dry), rows)
+    except (timing.Lost, torch.AcceleratorError, KeyboardInterrupt) as error:
+        for row in rows:
+            if row.us is None and not row.verdict:
+                row.verdict = "failed: the run was stopped before it"
+        about["stopped"] = f"after {sum(row.us is not None for row in rows)} times: {timing.reason(error)}"
+        print(about["stopped"], file=sys.stderr)
+    return rows, about
+
+
+def products(
+    m: int,
+    n: int,
+    k: int,
+    goals: dict[str, float],
+    args: argparse.Namespace,
+    clock: Any,
+    tops: Ceilings,
+    device: torch.device,
+    rows: list[Row],
+) -> None:
+    """Adds the rows of one product: the plain path, ours, the peers; graphs of all are replayed in turn."""
+    given = cases.problem(m, n, k, device, dtype_of(args.dry))
+    head = f"{n}x{k}", m
+    makers = [(Row(*head, "bf16", "torch F.linear"), functools.partial(cases.baseline, given))]
+    for kind in args.kinds:
+        for quantize in (True, False) if kind in cases.QUANTIZED else (False,):
+            row = Row(*head, kind, "qpass" if quantize or kind not in cases.QUANTIZED else "qpass, without quantize")
+            if row.by == "qpass" and kind in goals:
+                row.goal = f"{goals[kind]:.2f} x"
+            makers.append((row, functools.partial(cases.ours, kind, quantize, given)))
+    for peer in PEERS:
+        if peer.scheme in args.kinds and not args.no_peers:
+            makers.append((Row(*head, peer.scheme, peer.name), functools.partial(cases.theirs, peer, given)))
+    rows += [row for row, _ in makers]
+    timed(makers, clock, tops, cases.operations(m, n, k), device)
+    plain = makers[0][0].us
+    for row, _ in makers:
+        row.ratio = plain / row.us if plain and row.us else None
+        if row.goal and not row.verdict and row.ratio is not None:
+            row.verdict = "met" if row.ratio >= goals[row.scheme] else "missed"
+        elif row.goal and not row.verdict:
+            row.verdict = "failed: no time of the plain path"
+    shown(makers)
+
+
+def norms(
+    m: int, k: int, clock: Any, tops: Ceilings, device: torch.device, dtype: torch.dtype, rows: list[Row]
+) -> None:
+    """Adds the rows of one residual add, norm and quantize."""
+    head = f"norm of {k}", m, "int8"
+    makers = [
+        (Row(*head, by, goal=goal), functools.partial(cases.norm, m, k, device, dtype, fused))
+        for by, goal, fused in (("qpass", f"{cases.NORM_SHARE:.0%} of copy", True), ("torch, op by op", "", False))
+    ]
+    rows += [row for row, _ in makers]
+    timed(makers, clock, tops, 0.0, device)
+    for row, _ in makers:
+        if row.goal and not row.verdict and row.share is not None:
+            row.verdict = "met" if row.share >= cases.NORM_SHARE else "missed"
+    shown(makers)
+
+
+def timed(makers: Sequence[Maker], clock: Any, tops: Ceilings, operations: float, device: torch.device) -> None:
+    """Fills rows in: what fails says why, what is wrong is not timed, the rest is replayed in turn."""
+    graphs, filled = [], []
+    for row, make in makers:
+        try:
+            ready = make()
+            row.note = ready.note
+            row.error, row.allowed = ready.judge()
+            if not row.error <= row.allowed:
+                row.verdict = "wrong"
+                continue
+            graphs.append(clock.prepare(ready.calls))
+            filled.append((row, ready))
+        except timing.Lost:
+            raise
+        except Exception as error:
+            row.verdict = f"failed: {timing.reason(error)}"
+            _survived(row, device)
+    for (row, ready), times in zip(filled, clock.measure(graphs), strict=True):
+        row.us, row.low, row.high = times.median, times.low, times.high
+        least, row.bound = tops.bound(ready.bytes, operations, ready.rate)
+        row.share = least / times.median
+
+
+def shown(makers: Sequence[Maker]) -> None:
+    """Prints a line for each row."""
+    for row, _ in makers:
+        us = "" if row.us is None else f"{row.us:.2f} us"
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f} x"
+        print(f"{row.case:>12} {row.m:>5} {row.scheme:6} {row.by:36} {us:>12} {ratio:>7}  {row.verdict}", flush=True)
+
+
+def _survived(row: Row, device: torch.device) -> None:
+    try:
+        timing.alive(device)
+    except timing.Lost as lost:
+        raise timing.Lost(f"{row.case}, {row.m} rows, {row.scheme} by {row.by}: {row.verdict}; {lost}") from lost
+
+
+def _tuned(args: argparse.Namespace, m: int, n: int, k: int, device: torch.device) -> None:
+    from qpass_kernels.tuning import known, tune
+
+    for kind in args.kinds:
+        if known(kind, m, n, k, chip_of(device)) is None:
+            try:
+                tune(kind, m, n, k, device, args.tune, print)
+            except timing.Lost:
+                raise
+            except Exception as error:
+                print(f"{kind} {m} x {n} x {k}: not tuned: {timing.reason(error)}")
