@@ -168,7 +168,9 @@ def test_integers_alone_for_convolutions(scheme, fits):
 def test_a_scheme_of_floats_leaves_convolutions_with_a_reason():
     found = plan(Residual(), "fp8")
     assert not found.quantized
-    assert {d.why for d in found} == {"weights and inputs of convolutions become integers of 2 to 8 bits; fp8 has other types"}
+    assert {d.why for d in found} == {
+        "weights and inputs of convolutions become integers of 2 to 8 bits; fp8 has other types"
+    }
 
 
 def test_a_weight_that_is_a_buffer():

@@ -111,7 +111,13 @@ def _descriptor(dtype: str, rows: int, columns: int) -> str:
 
 
 # pixels of a batch of 32, outputs, channels, kernel: layers of ResNet-50 and its stem, one of a small batch (split K)
-LAYERS = ((32 * 112**2, 64, 4, 7), (32 * 56**2, 64, 64, 3), (32 * 28**2, 128, 128, 3), (32 * 14**2, 256, 256, 3), (49, 512, 512, 3))
+LAYERS = (
+    (32 * 112**2, 64, 4, 7),
+    (32 * 56**2, 64, 64, 3),
+    (32 * 28**2, 128, 128, 3),
+    (32 * 14**2, 256, 256, 3),
+    (49, 512, 512, 3),
+)
 
 
 def convolutions() -> Iterator[Case]:
@@ -123,7 +129,8 @@ def convolutions() -> Iterator[Case]:
             name = f"conv i8 c{c} k{taps} {tiles.bm}x{tiles.bn} w{tiles.warps} s{tiles.stages} /{tiles.split}"
             types = {**FLOATS, **SIZES, "x": "*i8", "w": "*i8", "y": "*i8", "other": "*i8", "correction": "*i32"}
             types |= {"partial": "*i32", "counters": "*i32", "other_scale": "fp32", "other_zero": "fp32"}
-            types |= dict.fromkeys(("H", "W", "OH", "OW", *(f"{a}_{b}" for a in ("stride", "pad", "dil") for b in "hw")), "i32")
+            types |= dict.fromkeys(("H", "W", "OH", "OW"), "i32")
+            types |= dict.fromkeys((f"{name}_{axis}" for name in ("stride", "pad", "dil") for axis in "hw"), "i32")
             constants = {
                 "C": c, "GROUPS": 1, "KH": taps, "KW": taps, "BM": tiles.bm, "BN": tiles.bn, "BK": tiles.bk,
                 "SPLIT": tiles.split, "BAND": tiles.band, "ACC": tl.int32, "ACT": "relu", "CODES": True, "slope": None,
@@ -136,12 +143,16 @@ def rows() -> Iterator[Case]:
     for chip in CHIPS:
         sizes = shapes(2048, 4096)
         warps = sizes.pop("num_warps")
-        types = dict.fromkeys(("x", "residual", "weight", "gate", "summed", "normed"), "*bf16")
-        types |= {"mul": "*fp32", "add": "*fp32", "codes": "*i8", "scale": "*fp32", "zero": "*i32", "M": "i32", "K": "i32"}
-        types |= dict.fromkeys(("stride", "gate_stride", "residual_stride"), "i32") | {"eps": "fp32"}
+        types = dict.fromkeys(("x", "residual", "weight", "gate", "total", "kept"), "*bf16")
+        types |= {"codes": "*i8", "scale": "*fp32", "zero": "*i32", "M": "i32", "K": "i32", "eps": "fp32"}
+        types |= dict.fromkeys(("stride", "gate_stride", "residual_stride"), "i32")
         options = {"SYMMETRIC": False, "TOP": 255.0, "LEAST": -128.0, "E4M3": False, "ACT": "silu", "RMS": True}
-        options |= {"bias": None, "out_scale": 1.0, "out_zero": 0.0}
-        for module, name in ((quantize, "own_scales"), (norm_quantize, "norm_codes"), (act_quantize, "activated_codes")):
+        options |= {"mul": None, "add": None, "bias": None, "out_scale": 1.0, "out_zero": 0.0}
+        for module, name in (
+            (quantize, "own_scales"),
+            (norm_quantize, "normed_codes"),
+            (act_quantize, "activated_codes"),
+        ):
             yield Case(f"rows {name}", chip, Kernel(module, name), types, {**sizes, **options}, warps)
 
 

@@ -1,7 +1,6 @@
 """The benchmark without a GPU: its tables and files, what it says of kernels that fail or are wrong, how it ends."""
 
 import csv
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import torch
 
 from bench import cases, checks, clocks, end_to_end, flow, peers, run, tables
 from qpass_kernels import samples, timing
-from qpass_kernels.configs import Config
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -247,9 +245,3 @@ def test_end_to_end_rows(tmp_path, monkeypatch):
         "failed: RuntimeError: 0 of 15 sites quantized"
     }
     assert {row["verdict"] for row in rows if row["goal"] and row["us"]} == {"missed"}
-
-
-def test_configurations_are_described():
-    assert json.dumps(tables.asdict(tables.Row("a", 1, "b", "c")))
-    assert cases.described(Config("library")) == "library"
-    assert "band 8" in cases.described(Config("persistent", 128, 256, 128))

@@ -8,17 +8,11 @@ from torch.nn import functional
 
 from qpass import conv_ops
 from qpass_kernels import conv
-from qpass_kernels.activations import NAMES
 from qpass_kernels.configs import Config
-from qpass_kernels.conv_weights import SLOPED, Finish, Window, correction, depth, pack, ranges, states, unpack
-from qpass_kernels.epilogue import OUTPUTS
+from qpass_kernels.conv_weights import Finish, Window, correction, depth, pack, ranges, states, unpack
 from qpass_kernels.launch import Chip
+from tests.kernels.images import check_same, codes, convolved, epilogue_case, finish, problem, reference, values
 
-FLOAT = {
-    torch.float32: 1e-6,
-    torch.bfloat16: 2**-7,
-    torch.float16: 2**-10,
-}  # of the largest value; bfloat16 is cut off here
 SMALL = Config(bm=16, bn=16, bk=32, band=2)
 GEOMETRIES = (  # batch, channels, rows, columns, outputs, kernel, stride, padding, dilation, groups
     (1, 3, 9, 7, 16, (3, 3), (1, 1), (1, 1), (1, 1), 1),
@@ -40,53 +34,6 @@ GEOMETRIES = (  # batch, channels, rows, columns, outputs, kernel, stride, paddi
     (3, 64, 5, 5, 32, (3, 3), (1, 1), (1, 1), (1, 1), 2),
     (1, 6, 5, 7, 14, (3, 3), (2, 2), (1, 1), (1, 1), 2),
 )
-
-
-def codes(*shape):
-    return torch.randint(-128, 128, shape, dtype=torch.int8)
-
-
-def problem(geometry, zero):
-    """(x, weight [N, C / groups, KH, KW], window, groups) and the arguments that kernels take of them."""
-    b, c, h, w, n, kernel, stride, padding, dilation, groups = geometry
-    x, weight = codes(b, c, h, w), codes(n, c // groups, *kernel)
-    return (x, weight, Window(kernel, stride, padding, dilation), groups), (x, pack(weight), correction(weight, zero))
-
-
-def convolved(x, weight, window, groups):
-    top, left, bottom, right = (*window.padding, *window.padding)[:4]
-    held = functional.pad(x, (left, right, top, bottom))
-    return functional.conv2d(held, weight, None, window.stride, 0, window.dilation, groups)
-
-
-def finish(y, **options):
-    """An epilogue for a result like y, float64, with beta."""
-    n = y.shape[1]
-    alpha = (torch.rand(n) + 0.5) * 4 / float(y.double().std().clamp(min=1e-6))
-    return Finish(alpha, torch.randn(n), **options)
-
-
-def values(after):
-    return [getattr(after, name) for name in Finish.__dataclass_fields__]
-
-
-def reference(x, weight, zero, window, after, groups):
-    listed = (list(getattr(window, name)) for name in Window.__dataclass_fields__)
-    return torch.ops.qpass_kernels.conv2d(x, weight, zero, *listed, *values(after), groups)
-
-
-def check_same(found, expected):
-    """Codes differ by a step in less than 1 %, floats by their rounding."""
-    assert found.shape == expected.shape
-    assert found.stride() == expected.stride()
-    assert found.dtype == expected.dtype
-    off = (found.double() - expected.double()).abs()
-    if found.dtype in FLOAT:
-        assert off.max() <= FLOAT[found.dtype] * expected.double().abs().max()
-        return
-    step = 1 if found.dtype == torch.int8 else expected.double().abs().clamp(min=2**-6) / 8
-    assert (off <= step).all()
-    assert (off > 0).sum() <= max(1, found.numel() // 100)
 
 
 @pytest.mark.parametrize("zero", [-128, 0, 5])
@@ -132,46 +79,6 @@ def test_rule(capability):
         assert config.bn >= min(n, 64)
         assert c % config.bk == 0 or c % 32
         assert config.bn < 256 or (config.split == 1 and capability[0] in (9, 10))
-
-
-def epilogue_case(act="", residual="", dtype=torch.float32, shape=(3, 7, 4, 5)):
-    """An epilogue for sums of `shape` with standard deviation 30000."""
-    options = {"act": act, "slope": torch.rand(shape[1]) * 2 if act in SLOPED else None, "out_dtype": dtype}
-    if residual == "codes":
-        options |= {"other": codes(*shape), "other_scale": 0.03, "other_zero": -7}
-    elif residual:
-        options["other"] = torch.randn(shape).to(getattr(torch, residual))
-    if dtype == torch.int8:
-        options |= {"out_scale": 0.05, "out_zero": -20}
-    elif dtype == torch.float8_e4m3fn:
-        options["out_scale"] = 0.01
-    return finish(torch.randn(shape) * 3e4, **options)
-
-
-EPILOGUES = (
-    *(((act, "codes", torch.float32)) for act in (*NAMES, *SLOPED)),
-    *(((act, "", torch.int8)) for act in (*NAMES, *SLOPED)),
-    *((("relu", residual, dtype)) for residual in ("", "codes", "float32", "bfloat16", "float16") for dtype in OUTPUTS),
-)
-
-
-@pytest.mark.parametrize(("act", "residual", "dtype"), EPILOGUES, ids=str)
-def test_epilogues(act, residual, dtype):
-    (x, weight, window, groups), held = problem((3, 8, 7, 9, 7, (3, 3), (2, 2), (1, 1), (1, 1), 1), 5)
-    after = epilogue_case(act, residual, dtype)
-    expected = reference(*held, window, after, groups)
-    check_same(conv.convolve(*held, window, after, groups), expected)
-    real = convolved(x.double() - 5, weight.double(), window, groups) * after.alpha.double()[:, None, None]
-    real = real + after.beta.double()[:, None, None]
-    if residual:
-        other = after.other.double()
-        real = real + ((other + 7) * 0.03 if residual == "codes" else other)
-    real = conv_ops.activate(real, act, after.slope)
-    if dtype == torch.int8:
-        real = (torch.round(real / 0.05) - 20).clamp(-128, 127)
-    elif dtype == torch.float8_e4m3fn:
-        real = (real / 0.01).clamp(-448, 448).float()
-    check_same(real.to(dtype).contiguous(memory_format=torch.channels_last), expected)
 
 
 @pytest.mark.parametrize("residual", ["", "float32"])
@@ -272,43 +179,3 @@ def test_opcheck():
     after = epilogue_case("prelu", "codes", torch.int8, (1, 7, 5, 4))
     args = *held, [3, 3], [1, 2], [1, 1], [1, 1], *values(after), groups
     torch.library.opcheck(torch.ops.qpass_kernels.conv2d.default, args)
-
-
-ONES = torch.ones(7)
-BAD = (
-    ({"x": torch.randn(1, 16, 5, 5)}, "both int8 or float8_e4m3fn, not .*float32 and torch.int8"),
-    ({"x": codes(16, 5, 5)}, r"x must be \[B, C, H, W\].*\(16, 5, 5\)"),
-    ({"x": codes(1, 24, 5, 5)}, "of 24 channels has 216 values, not 144"),
-    ({"x": codes(1, 16, 0, 5)}, "does not fit on an image of 0 x 5"),
-    ({"x": codes(1, 0, 5, 5)}, "1 groups do not divide 0 channels and 7 outputs"),
-    ({"weight": codes(144, 7).t()}, "weight must be contiguous"),
-    ({"groups": 2}, "2 groups do not divide 16 channels and 7 outputs"),
-    ({"correction": torch.zeros(9, 7, dtype=torch.int32)}, "correction must have 343 elements, not 63"),
-    ({"correction": torch.zeros(49, 7)}, "correction must be torch.int32, not torch.float32"),
-    ({"correction": torch.zeros(7, 49, dtype=torch.int32)}, "correction must have 49 rows, of int8, not 7"),
-    ({"window": Window((3,), (1, 1), (1, 1), (1, 1))}, r"kernel must be 2 numbers from 1 on, not \[3\]"),
-    ({"window": Window((3, 3), (1, 1), (1, -1), (1, 1))}, r"padding must be 2 or 4 numbers from 0 on, not \[1, -1\]"),
-    ({"window": Window((3, 3), (0, 1), (1, 1), (1, 1))}, "stride must be 2 numbers from 1 on"),
-    ({"window": Window((3, 3), (1, 1), (1, 1), (5, 1))}, "does not fit on an image of 5 x 5"),
-    ({"after": Finish(torch.ones(8))}, "alpha must have 7 elements, not 8"),
-    ({"after": Finish(ONES, act="prelu")}, "prelu and cap need slope"),
-    ({"after": Finish(ONES, act="relu", slope=ONES)}, "prelu and cap need slope, .*: activation 'relu'"),
-    ({"after": Finish(ONES, act="cap", slope=torch.ones(2))}, "slope must have 7 elements, not 2"),
-    ({"after": Finish(ONES, act="tanh")}, "activation 'tanh' is not one of"),
-    ({"after": Finish(ONES, other=torch.ones(1, 7, 5, 4))}, r"other must be \(1, 7, 5, 5\), not \(1, 7, 5, 4\)"),
-    (
-        {"after": Finish(ONES, other=codes(1, 7, 5, 5).int())},
-        "other must be float32, bfloat16 or float16, not torch.int32",
-    ),
-    ({"after": Finish(ONES, other=codes(1, 7, 5, 5), other_scale=0.0)}, "codes as other must be on cpu .* 0.0 and 0"),
-    ({"after": Finish(ONES, out_dtype=torch.int32)}, "writes .* not torch.int32"),
-)
-
-
-@pytest.mark.parametrize(("changes", "says"), BAD, ids=[says[:30] for _, says in BAD])
-def test_bad_input(changes, says):
-    fits = {"x": codes(1, 16, 5, 5), "weight": codes(7, 144), "correction": None, "groups": 1}
-    held = {**fits, "window": Window((3, 3), (1, 1), (1, 1), (1, 1)), "after": Finish(ONES), **changes}
-    for run in (conv.convolve, reference):
-        with pytest.raises(ValueError, match=f"conv2d: .*{says}"):
-            run(*(held[name] for name in ("x", "weight", "correction", "window", "after", "groups")))

@@ -9,7 +9,7 @@ from qpass_kernels.activations import NAMES
 from qpass_kernels.configs import Config
 from qpass_kernels.conv_weights import SLOPED, Finish, Window, pack_depthwise, unpack_depthwise
 from qpass_kernels.epilogue import OUTPUTS
-from tests.kernels.test_conv import check_same, codes, convolved, epilogue_case, finish, values
+from tests.kernels.images import check_same, codes, convolved, epilogue_case, finish, values
 
 GEOMETRIES = (  # batch, channels, rows, columns, kernel, stride, padding, dilation
     (1, 3, 9, 7, (3, 3), (1, 1), (1, 1), (1, 1)),

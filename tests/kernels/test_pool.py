@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from qpass_kernels import pool
-from tests.kernels.test_conv import codes
+from tests.kernels.images import codes
 
 GEOMETRIES = (  # batch, channels, rows, columns, kernel, stride, padding, dilation
     (1, 3, 9, 7, (3, 3), (2, 2), (1, 1), (1, 1)),
