@@ -10,6 +10,7 @@ from torch import nn
 
 from qpass import checks, profit
 from qpass.backends import Backend, backend_named
+from qpass.backends.cuda_graphs import check_mode
 from qpass.calibrate import Batch, Session, buffers_kept, call_arguments, gather, observe
 from qpass.convolutions import MODULES, geometry_of_module
 from qpass.decide import decide
@@ -35,6 +36,7 @@ def compile(
     inplace: bool = False,
     plan: Plan | None = None,
     guard: bool | None = None,
+    mode: str | None = None,
 ) -> nn.Module:
     """The same model, quantized and compiled: same class, methods and attributes, smaller weights, faster calls.
 
@@ -43,14 +45,15 @@ def compile(
     calibration: a tensor, a tuple (positional) or a mapping (keywords). recipe: module-path globs to a scheme or None
     (float); the first match wins. plan: from `analyze` or `Plan.load`, instead of scheme, calibration and recipe.
     inplace: pack the weights of this very model instead of a copy. guard: leave sites in float that are faster so
-    (default: only where scheme is omitted).
+    (default: only where scheme is omitted). mode: `reduce-overhead` replays CUDA graphs; a result is then valid until the
+    next call.
 
     The result is for inference: it computes no gradients, and hooks added after its first call are not run, as with
     torch.compile.
     """
     Settings.from_env()
     checks.check_model(model)
-    chosen = backend_named(backend, checks.device_of(model))
+    chosen, mode = backend_named(backend, checks.device_of(model)), check_mode(mode)
     free = scheme is None and plan is None  # nothing was asked for, so float is an answer too
     judged = free and guard is not False and example_inputs is not None
     if plan is not None:
@@ -60,10 +63,10 @@ def compile(
         profit.guard(plan, chosen, decide=free if guard is None else guard)
     target = model if inplace and not judged else copy_for_packing(model, plan.packed)
     with buffers_kept(model), buffers_kept(target), all_or_nothing(target):
-        _equip(target, plan, chosen)
+        _equip(target, plan, chosen, mode)
         if judged:
             _never_slower(model, target, plan, example_inputs, chosen)
-            target = _moved(model, plan, chosen) if inplace else target
+            target = _moved(model, plan, chosen, mode) if inplace else target
         if example_inputs is not None:
             checks.warm_up(target, example_inputs)
     nothing = scheme is not None and not plan.quantized
@@ -78,16 +81,16 @@ def _check_plan(model: nn.Module, plan: Plan, example_inputs: Batch | None, *oth
         checks.check_inputs(model, example_inputs, "example_inputs")
 
 
-def _equip(target: nn.Module, plan: Plan, backend: Backend) -> None:
+def _equip(target: nn.Module, plan: Plan, backend: Backend, mode: str) -> None:
     """Packs the weights of a model in place and makes it run compiled."""
     install(target, plan.packed)
-    attach(target, plan, backend)
+    attach(target, plan, backend, mode)
 
 
-def _moved(model: nn.Module, plan: Plan, backend: Backend) -> nn.Module:
+def _moved(model: nn.Module, plan: Plan, backend: Backend, mode: str) -> nn.Module:
     """The caller's own model, made what a trial on its copy has shown to be best."""
     with all_or_nothing(model):
-        _equip(model, plan, backend)
+        _equip(model, plan, backend, mode)
         if not plan.quantized:
             run_float(model)
     return model
@@ -101,7 +104,7 @@ def _never_slower(model: nn.Module, target: nn.Module, plan: Plan, example: Batc
     args, kwargs = call_arguments(example, "example_inputs")
     eager = profit.whole_model_us(lambda: eager_call(model, *args, **kwargs))
     judged = [d for d in plan.quantized if d.input_type is not None and d.rows and d.operation == "linear"]
-    timings = [profit.timing(d, backend) for d in judged]
+    timings = [profit.timing(d, backend) for d in judged if profit.predicts(backend)]
     gain = sum(t.float_us - t.integer_us for t in timings)
     if plan.quantized and gain > CLEAR_GAIN * eager:
         return

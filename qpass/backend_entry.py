@@ -3,7 +3,8 @@
 There is no copy of the model to pack here, so the float weights stay in it; the integers are constants of each graph.
 Schemes whose inputs need calibration take a plan: `options={"plan": qpass.analyze(...)}`. torch.compile by itself leaves
 a model with an LSTM or GRU alone, and no backend is asked: set torch._dynamo.config.allow_rnn = True first, or call
-qpass.compile, which captures it.
+qpass.compile, which captures it. mode="reduce-overhead" replays CUDA graphs; torch.compile takes
+either options or a mode, so the mode can be one of the options.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from qpass.backends import backend_named
+from qpass.backends.cuda_graphs import check_mode
 from qpass.capture import capture, held
 from qpass.checks import check_calibration, check_plan_alone, check_plan_fits
 from qpass.decide import decide
@@ -26,11 +28,15 @@ from qpass.runtime import Runtime
 from qpass.schemes import Recipe, Scheme
 from qpass.sites import ITEM, ROOT, SiteNames
 
-OPTIONS = ("scheme", "recipe", "plan", "backend")
+OPTIONS = ("scheme", "recipe", "plan", "backend", "mode")
 
 
 def qpass_backend(
-    gm: fx.GraphModule, inputs: Sequence[Any], options: Mapping[str, Any] | None = None, **_: Any
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+    **_: Any,
 ) -> Callable[..., Any]:
     """A torch.compile backend: quantizes the graph it is given and runs it."""
     given = dict(options or {})
@@ -50,7 +56,8 @@ def qpass_backend(
     else:
         check_plan_alone(plan, given.get("scheme"), given.get("recipe"))
         check_plan_fits(plan, weights, None)
-    runtime = Runtime(plan, backend_named(given.get("backend", "auto"), device), tensors=names)
+    chosen = backend_named(given.get("backend", "auto"), device)
+    runtime = Runtime(plan, chosen, tensors=names, mode=check_mode(given.get("mode", mode)))
     return runtime(gm, inputs)
 
 

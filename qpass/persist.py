@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from qpass import checks
 from qpass.backends import backend_named
+from qpass.backends.cuda_graphs import check_mode
 from qpass.errors import QpassError
 from qpass.install import copy_for_packing, install, packed_weights
 from qpass.plan import Plan
@@ -26,8 +27,17 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     write(path, "model", header, tensors | rest)
 
 
-def load(path: str | os.PathLike[str], model: nn.Module, backend: str = "auto", inplace: bool = False) -> nn.Module:
-    """The saved model, made from a float model of the same architecture (its own weights do not matter)."""
+def load(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    backend: str = "auto",
+    inplace: bool = False,
+    mode: str | None = None,
+) -> nn.Module:
+    """The saved model, made from a float model of the same architecture (its own weights do not matter).
+
+    backend, mode: as in `compile`; they are not saved.
+    """
     checks.check_model(model)
     header, tensors = read(path, "model")
     plan = plan_from_data(header["plan"], {k: t for k, t in tensors.items() if not k.startswith("state|")})
@@ -37,7 +47,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, backend: str = "auto", 
     target = model if inplace else copy_for_packing(model, plan.packed)
     with all_or_nothing(target):
         install(target, plan.packed)
-        attach(target, plan, chosen)
+        attach(target, plan, chosen, check_mode(mode))
     own = dict(_other_state(target))
     for name, value in state.items():
         own[name].data.copy_(value)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qpass.backends import Backend
+from qpass.backends.cuda_graphs import replayed, static_inputs
 from qpass.capture import capture, front_end, held, tensor_names
 from qpass.install import uninstall
 from qpass.passes import ORDER
@@ -57,7 +58,7 @@ class Record:
 
 @dataclass(repr=False)
 class Runtime:
-    """Compiles the graphs of one model by its plan; a torch.compile backend."""
+    """Compiles the graphs of one model by its plan; a torch.compile backend. mode: one of cuda_graphs.MODES."""
 
     plan: Plan
     backend: Backend
@@ -65,6 +66,7 @@ class Runtime:
     tensors: Mapping[int, str] | None = None
     names: SiteNames = field(default_factory=SiteNames)
     records: list[Record] = field(default_factory=list)
+    mode: str = "default"
     watch: weakref.ref[Watch] | None = None  # the model holds it: it refers to all that hangs there
     lock: Any = field(default_factory=threading.RLock)
 
@@ -93,7 +95,11 @@ class Runtime:
         sites = [name for name in self.plan.decisions if name in context.sites]
         placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
         frozen = tuple(i for i, n in enumerate(placeholders) if "value" in n.meta and not n.users)
-        run = self._watched(self.backend.finish(graph), gm, everything, frozen)
+        function = self.backend.finish(graph)
+        if self.mode == "reduce-overhead":
+            fixed = static_inputs([n for n in gm.graph.nodes if n.op == "placeholder"], inputs, names)
+            function = replayed(function, graph, [*fixed, *range(len(inputs), len(everything))])
+        run = self._watched(function, gm, everything, frozen)
         seconds = time.perf_counter() - start
         log = context.log
         self.records.append(
@@ -157,10 +163,10 @@ def watched(function: Callable[..., Any], gm: fx.GraphModule, inputs: Sequence[A
 _RUNTIMES: weakref.WeakKeyDictionary[nn.Module, Runtime] = weakref.WeakKeyDictionary()
 
 
-def attach(model: nn.Module, plan: Plan, backend: Backend) -> Runtime:
+def attach(model: nn.Module, plan: Plan, backend: Backend, mode: str = "default") -> Runtime:
     """Makes a model with packed weights run compiled from now on; its class and methods stay as they are."""
     watch = Watch.of(model)
-    runtime = Runtime(plan, backend, weakref.ref(model), watch=weakref.ref(watch))
+    runtime = Runtime(plan, backend, weakref.ref(model), mode=mode, watch=weakref.ref(watch))
     model._compiled_call_impl = inference(model, runtime, watch)
     model.__dict__["__deepcopy__"] = types.MethodType(_deepcopy, model)  # copy.deepcopy looks here before anywhere
     _RUNTIMES[model] = runtime
@@ -217,7 +223,7 @@ def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         twin = copy.deepcopy(model, memo)
     finally:
         model.__dict__["__deepcopy__"] = hook
-    attach(twin, runtime.plan, runtime.backend)
+    attach(twin, runtime.plan, runtime.backend, runtime.mode)
     return twin
 
 

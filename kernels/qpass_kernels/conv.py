@@ -131,9 +131,10 @@ def check(op: str, x: Tensor, weight: Tensor, correction: Tensor | None, window:
 
 
 def rule(m: int, n: int, c: int, k: int, groups: int, chip: Chip) -> Config:
-    """The tiles of M pixels, and N outputs of C channels of a group, in sums of K; 256 wide where all processors have one."""
-    wide = 256 if chip.capability[0] in (9, 10) and m * n * groups >= 128 * 256 * chip.processors else 128
-    bm, bn, warps = next(tile[2:] for tile in TILES if m >= tile[0] and n >= tile[1] and tile[3] <= wide)
+    """The tiles of M pixels, and N outputs of C channels of a group, in sums of K; as wide as all processors have one."""
+    enough = [wide for wide in (256, 128) if m * n * groups >= 128 * wide * chip.processors]
+    widest = next((wide for wide in enough if wide < 256 or chip.capability[0] in (9, 10)), 64)
+    bm, bn, warps = next(tile[2:] for tile in TILES if m >= tile[0] and n >= tile[1] and tile[3] <= widest)
     bk = next((size for size in (128, 64, 32) if c % size == 0), 64 if k > 32 else 32)
     stages = 3 if bk == 128 and bn < 256 else 4
     while stages > 2 and stages * bk * (bm + bn) > 0.9 * chip.shared:

@@ -55,15 +55,13 @@ def settle(
 
 @triton.jit
 def parted(tile):
-    """The columns of a tile in parts of at most 64: the epilogue of more would not fit the registers."""
+    """The columns of a tile in parts of at most 32: the epilogue of more would not fit the registers."""
     COLUMNS: tl.constexpr = tile.shape[1]
-    if COLUMNS <= 64:
+    if COLUMNS <= 32:
         parts = (tile,)
-    elif COLUMNS == 128:
+    elif COLUMNS == 64:
         parts = halved(tile)
     else:
         left, right = halved(tile)
-        a, b = halved(left)
-        c, d = halved(right)
-        parts = (a, b, c, d)
+        parts = parted(left) + parted(right)
     return parts

@@ -54,20 +54,39 @@ def check_device(op: str, x: Tensor) -> None:
         )
 
 
-_counters: dict[tuple[torch.device, int], Tensor] = {}
+SLOTS, SLOT = 64, 4096  # streams of a device with counters of their own, and how many each has
+_counters: dict[torch.device, Tensor] = {}
+_slots: dict[tuple[torch.device, int], int] = {}
+
+
+def reserve(device: torch.device) -> None:
+    """Makes the counters of a device. Called before a CUDA graph is recorded, they lie outside of its memory."""
+    if device not in _counters and not _capturing(device):
+        _counters[device] = torch.zeros(SLOTS, SLOT, dtype=torch.int32, device=device)
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()  # other streams count with them too
 
 
 def scratch(x: Tensor, tiles: int, split: int, size: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
     """(partial sums, counters at 0) of `tiles` tiles of `size` sums in `split` slices; (None, None) where split is 1.
 
     Kernels leave the counters at 0. They belong to a device and a stream: two CUDA graphs that were captured on one stream
-    must not be replayed at the same time.
+    must not be replayed at the same time. Where none are left, or a graph is captured before there are any, a launch
+    zeroes its own.
     """
     if split == 1:
         return None, None
-    stream = torch.cuda.current_stream(x.device).cuda_stream if x.device.type == "cuda" else 0
-    held = _counters.get((x.device, stream))
-    if held is None or held.numel() < tiles:
-        held = torch.zeros(max(tiles, 4096), dtype=torch.int32, device=x.device)
-        _counters[x.device, stream] = held
-    return torch.empty(tiles * split * size, dtype=dtype, device=x.device), held
+    return torch.empty(tiles * split * size, dtype=dtype, device=x.device), _counted(x.device, tiles)
+
+
+def _counted(device: torch.device, tiles: int) -> Tensor:
+    reserve(device)
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    slot = _slots.setdefault((device, stream), sum(1 for known, _ in _slots if known == device))
+    if device not in _counters or slot >= SLOTS or tiles > SLOT:
+        return torch.zeros(tiles, dtype=torch.int32, device=device)
+    return _counters[device][slot]
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -5,6 +5,7 @@ from qpass_kernels import (
     conv,
     conv_depthwise,
     conv_weights,
+    launch,
     layouts,
     norm_quantize,
     pool,
@@ -19,3 +20,4 @@ LINEARS = (w8a8, w8a16, w4a16, w4a8)
 QUANTIZES = (quantize, norm_quantize, act_quantize)
 IMAGES = (conv, conv_depthwise, pool)
 WEIGHTS = (layouts, conv_weights)
+reserve = launch.reserve

@@ -1,4 +1,4 @@
-"""Generate one kernel for a region with torch's inductor. The only file that touches torch._inductor.
+"""Generate one kernel for a region with torch's inductor. The only file that compiles with torch._inductor.
 
 A region is traced to core ATen under a fake mode of its own, so that nothing it learns about sizes reaches the shape
 environment of a torch.compile in progress, and handed to inductor's inner compiler. A call costs the generated wrapper

@@ -44,8 +44,8 @@ def compiles(found):
 
 def tensor_cores(found):
     """Each matmul uses its chip's own instruction, on the type of its operands: no integers or float8 as float16."""
-    products = [f for f in found if f["weights"] or "persistent" in f["name"]]
-    assert len(products) > 60
+    products = [f for f in found if f["weights"] or "persistent" in f["name"] or f["name"].startswith("conv")]
+    assert len(products) > 80
     for f in products:
         assert f["instructions"], f
         assert all(TENSOR_CORES[f["chip"]] in name for name in f["instructions"]), f
@@ -56,9 +56,11 @@ def operands(f):
     """How an instruction spells the type of its operands."""
     kind = f["name"].split()[0]
     if f["chip"] == "sm_100":
-        return {"w8a8": "kind::i8", "w4a8": "kind::i8", "fp8": "kind::f8f6f4"}.get(kind, "kind::f16")
+        return {"w8a8": "kind::i8", "w4a8": "kind::i8", "conv": "kind::i8", "fp8": "kind::f8f6f4"}.get(
+            kind, "kind::f16"
+        )
     floats = "f32.bf16" if " bf16 " in f["name"] else "f32.f16"
-    return {"w8a8": ".s8.s8", "w4a8": ".s8.s8", "fp8": ".e4m3.e4m3"}.get(kind, floats)
+    return {"w8a8": ".s8.s8", "w4a8": ".s8.s8", "conv": ".s8.s8", "fp8": ".e4m3.e4m3"}.get(kind, floats)
 
 
 def instructions_a_weight(found):

@@ -54,6 +54,9 @@ def absorb(gm: fx.GraphModule) -> int:
 
 def finish(gm: fx.GraphModule) -> Callable[..., Any]:
     """The lowered graph as one Python function: our ops, torch's, and a generated kernel for each region."""
+    for device in {value.device for node in gm.graph.nodes if isinstance(value := node.meta.get("val"), torch.Tensor)}:
+        if device.type == "cuda":
+            kernels().reserve(device)
     wanted: list[str] = []
     regions = find_regions(gm)
     for region in regions:
