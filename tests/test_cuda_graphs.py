@@ -118,7 +118,9 @@ def test_the_caches_of_a_model_are_static(monkeypatch):
     monkeypatch.setattr("qpass.runtime.replayed", lambda function, gm, static: seen.append((gm, static)) or function)
     model, x, cache = Cached().eval(), torch.randn(4, 64), torch.zeros(4, 64)
     torch._dynamo.mark_static_address(cache)
-    compiled = qpass.compile(model, "w8a8-dynamic", example_inputs=(x, cache), mode="reduce-overhead", backend="reference")
+    compiled = qpass.compile(
+        model, "w8a8-dynamic", example_inputs=(x, cache), mode="reduce-overhead", backend="reference"
+    )
     expected = compiled(x, cache)
     assert torch.isfinite(expected).all()
     gm, static = seen[0]
@@ -170,7 +172,9 @@ def test_bad_mode(call, tmp_path):
     else:
         model.compile(backend="qpass", options={"mode": "reduce_overhead"})
         run = lambda: model(x)
-    with pytest.raises((QpassError, torch._dynamo.exc.BackendCompilerFailed), match="is not one of default, reduce-over"):
+    with pytest.raises(
+        (QpassError, torch._dynamo.exc.BackendCompilerFailed), match="is not one of default, reduce-over"
+    ):
         run()
 
 

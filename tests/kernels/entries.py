@@ -13,7 +13,7 @@ ONE = Config("streamed", 16, 64, 128, 2, warps=4, stages=5)
 TWO = replace(ONE, stages=3)
 
 
-def fresh(chip=CHIP, **fields):
+def fresh(chip=CHIP, fields=None):
     """What a new process finds, after the fields of the file were changed."""
     path = user_file(chip)
     if fields:

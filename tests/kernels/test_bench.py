@@ -107,12 +107,10 @@ def test_kernels_that_fail_are_rows(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", [timing.Lost("the CUDA context is lost"), KeyboardInterrupt()], ids=repr)
 def test_what_was_measured_before_the_end_is_written(tmp_path, monkeypatch, error):
-    calls = []
     right = samples.run
 
     def second(sample, config=None):
-        calls.append(config)
-        if len(calls) > 5:
+        if sample.size[0] > 2:
             raise error
         return right(sample, config)
 

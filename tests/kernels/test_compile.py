@@ -65,7 +65,7 @@ def operands(f):
 
 def instructions_a_weight(found):
     counted = 0
-    for f in found:
+    for f in (f for f in found if f["weights"]):
         kind, how, _, group, tile, *_ = f["name"].split()
         budget = BUDGETS.get(f["chip"], {}).get(kind)
         if budget is None or how != "streamed" or not tile.startswith("16x") or group not in ("g0", "g128"):

@@ -93,7 +93,7 @@ def test_broken_file(text, why, caplog):
 def test_foreign_file(fields, caplog):
     keep()
     with caplog.at_level(logging.WARNING, "qpass"):
-        assert fresh(**fields) is None
+        assert fresh(fields=fields) is None
     assert f"its {next(iter(fields))} is {next(iter(fields.values()))!r}" in caplog.text
     keep(TWO, ("w8a8", 16, 8, 8))
     assert fresh() is None
@@ -107,10 +107,10 @@ def test_foreign_file(fields, caplog):
 )
 def test_bad_entries(entry, caplog):
     keep()
-    assert fresh(entries={"w4a16 16 64x256": entry}) is None
+    assert fresh(fields={"entries": {"w4a16 16 64x256": entry}}) is None
     for name in ("w4a16", "w4a16 16", "w9a9 16 64x256", "w4a16 x 64x256", "w4a16 16 64"):
-        assert fresh(entries={name: {"us": 1.0, **ONE.to_json()}}) is None
-    assert fresh(entries={"w4a16 16 64x256": {"us": 1.0, **ONE.to_json()}}) == ONE
+        assert fresh(fields={"entries": {name: {"us": 1.0, **ONE.to_json()}}}) is None
+    assert fresh(fields={"entries": {"w4a16 16 64x256": {"us": 1.0, **ONE.to_json()}}}) == ONE
 
 
 def _writer(first, barrier):
