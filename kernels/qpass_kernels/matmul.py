@@ -20,11 +20,13 @@ from qpass_kernels.launch import check_device, chip_of
 
 LIBRARY = torch.library.Library("qpass_kernels", "DEF")
 FLOATS = (torch.bfloat16, torch.float16)
+KERNELS: dict[str, Callable[..., Any]] = {}  # what each op runs on CUDA; the interpreter runs it on CPU tensors
 
 
 def define(schema: str, launch: Callable[..., Any], reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Registers an op: its kernel on CUDA, its reference on CPU, its shape rule for everything that traces."""
     name = LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    KERNELS[name] = launch
     LIBRARY.impl(name, launch, "CUDA")
     LIBRARY.impl(name, reference, "CPU")
     torch.library.register_fake(f"qpass_kernels::{name}", fake, lib=LIBRARY)
