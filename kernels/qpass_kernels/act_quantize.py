@@ -35,7 +35,7 @@ def activated(x, gate, mul, add, row, column, M, K, stride, gate_stride, ACT: tl
     return tl.where(inside, by_column(y, mul, add, column, K), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def activated_codes(
     x, gate, mul, add, codes, scale, zero, out_scale, out_zero, M, K, stride, gate_stride, ACT: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, SYMMETRIC: tl.constexpr, TOP: tl.constexpr,

@@ -52,7 +52,7 @@ TILES = (  # from so many pixels and outputs of a group on: bm, bn, warps
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def implicit(
     x, w, y, other, correction, alpha, beta, slope, partial, counters, other_scale, other_zero, inverse, zero,
     M, N, H, W, OH, OW, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,

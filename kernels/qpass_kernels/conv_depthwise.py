@@ -31,7 +31,7 @@ from qpass_kernels.launch import OPTIONS, check_device
 from qpass_kernels.matmul import define
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def depthwise(
     x, w, y, other, alpha, beta, slope, x_zero, other_scale, other_zero, inverse, zero,
     M, N, H, W, OH, OW, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,

@@ -14,7 +14,7 @@ from qpass_kernels.launch import OPTIONS
 ROWS, COLUMNS = 8, 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def finished(
     acc, y, other, alpha, beta, offset, row_scale, row_zero, inverse, zero, M, N,
     BM: tl.constexpr, BN: tl.constexpr, ACT: tl.constexpr, CODES: tl.constexpr,

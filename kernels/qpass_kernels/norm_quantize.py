@@ -67,7 +67,7 @@ def normed(h, mean, rate, weight, bias, mul, add, kept, row, column, M, K, DTYPE
     return tl.where(inside, by_column(n, mul, add, column, K), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def normed_codes(
     x, residual, weight, bias, mul, add, total, kept, codes, scale, zero, out_scale, out_zero, eps, M, K, stride,
     residual_stride, RMS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr,

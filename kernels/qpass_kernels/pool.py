@@ -20,7 +20,7 @@ from qpass_kernels.matmul import define
 TYPES = (torch.int8, torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def largest(
     x, y, M, N, H, W, OH, OW, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
     KH: tl.constexpr, KW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,

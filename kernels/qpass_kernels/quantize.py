@@ -105,7 +105,7 @@ def value_of(x, mul, add, row, column, M, K, stride):
     return by_column(y, mul, add, column, K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def own_scales(
     x, mul, add, codes, scale, zero, M, K, stride,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, SYMMETRIC: tl.constexpr, TOP: tl.constexpr,
@@ -128,7 +128,7 @@ def own_scales(
             write_codes(codes, y, step, at, row, start + column, M, K, LEAST, E4M3)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def one_scale(
     x, mul, add, codes, scale, zero, M, K, stride, ROWS: tl.constexpr, BLOCK: tl.constexpr, E4M3: tl.constexpr
 ):

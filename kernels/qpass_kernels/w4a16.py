@@ -56,7 +56,7 @@ def zero_at(zero, rn, N, group):
     return tl.load(zero + group * N + rn)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def streamed(
     x, w, scale, z, y, other, alpha, beta, partial, counters, inverse, zero, M, N, K,
     BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr, WHOLE: tl.constexpr,

@@ -23,7 +23,7 @@ from qpass_kernels.unpack import halves
 from qpass_kernels.w4a16 import group_of, real_weight, scale_at
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def streamed(
     x, w, scale, y, other, alpha, beta, offset, row_scale, row_zero, partial, counters, inverse, zero, M, N, K,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr,

@@ -21,7 +21,7 @@ from qpass_kernels.matmul import check_float_input, check_words, config_for, def
 from qpass_kernels.unpack import bytes_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def streamed(
     x, w, y, other, alpha, beta, partial, counters, inverse, zero, M, N, K,
     BM: tl.constexpr, BN: tl.constexpr, SPLIT: tl.constexpr, WHOLE: tl.constexpr, PLAIN: tl.constexpr, ACT: tl.constexpr,

@@ -23,7 +23,7 @@ from qpass_kernels.launch import OPTIONS, chip_of, scratch
 from qpass_kernels.matmul import config_for, define_linear, residual, tiles
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def streamed(
     x, w, y, other, alpha, beta, offset, row_scale, row_zero, partial, counters, inverse, zero, M, N, K,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, ACC: tl.constexpr,
@@ -61,13 +61,13 @@ def streamed(
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def persistent(
     x_at, w_at, y, other, alpha, beta, offset, row_scale, row_zero, inverse, zero, M, N, K,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PROGRAMS: tl.constexpr, GROUP: tl.constexpr,
     ACC: tl.constexpr, ACT: tl.constexpr, CODES: tl.constexpr,
 ):  # fmt: skip
-    """PROGRAMS programs take tiles in turn, GROUP rows of tiles at a time, so that neighbours share what they read."""
+    """Up to PROGRAMS programs take tiles in turn, GROUP rows of tiles at a time, so that neighbours share what they read."""
     tiles_m, tiles_n = tl.cdiv(M, BM), tl.cdiv(N, BN)
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, PROGRAMS, flatten=True):
         band = tile // (GROUP * tiles_n)
@@ -83,9 +83,7 @@ def persistent(
         rm = pm * BM + tl.arange(0, BM)
         rn = pn * BN + tl.arange(0, BN // 4)
         left, right = halved(acc)
-        for part in tl.static_range(
-            4
-        ):  # a quarter of the columns at a time: the epilogue of all would not fit the registers
+        for part in tl.static_range(4):  # columns by quarters: the epilogue of all would not fit the registers
             if part % 2 == 0:
                 now, then = halved(left if part == 0 else right)
             else:
@@ -131,11 +129,11 @@ def launch(x: Tensor, weight: Tensor, *, y: Tensor, epilogue: Epilogue, config: 
     after = (epilogue.alpha, epilogue.beta, *rows(epilogue), m, n, k)
     kept = {"ACC": acc, "ACT": epilogue.act, "CODES": y.dtype == torch.int8}
     sizes = {"num_warps": config.warps, "num_stages": config.stages, **OPTIONS}
-    if config.how == "persistent" and k % 16 == 0:
+    if config.how == "persistent" and k % 16 == 0 and not (x.data_ptr() | weight.data_ptr()) % 16:
         x_at = TensorDescriptor.from_tensor(x, [config.bm, config.bk])
         w_at = TensorDescriptor.from_tensor(weight, [config.bn, config.bk])
-        programs = min(chip_of(x.device).processors, triton.cdiv(m, config.bm) * triton.cdiv(n, config.bn))
-        persistent[programs,](
+        programs = chip_of(x.device).processors
+        persistent[min(programs, triton.cdiv(m, config.bm) * triton.cdiv(n, config.bn)),](
             x_at, w_at, y, residual(epilogue, y), *after, BM=config.bm, BN=config.bn, BK=config.bk,
             PROGRAMS=programs, GROUP=config.band, **kept, **sizes,
         )  # fmt: skip

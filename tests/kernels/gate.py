@@ -55,7 +55,7 @@ def compiled(case: Case) -> Found:
     names = kernel.arg_names
     signature = {name: case.types.get(name, "constexpr") for name in names if name not in constants}
     signature = {name: signature.get(name, "constexpr") for name in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n][0] == "*" or n in "MNK"}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n][0] == "*" or n in "NK"}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     major, minor = chip.capability
     options = {"num_warps": case.warps, "num_stages": case.stages, "enable_fp_fusion": True}

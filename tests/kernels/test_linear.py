@@ -174,3 +174,15 @@ def test_op(kind):
         checks.append("test_schema")
     torch.library.opcheck(op, args, test_utils=checks)
     assert KINDS[kind] in ops.LINEARS
+
+
+def test_rows_that_no_descriptor_takes():
+    """Descriptors need addresses that are multiples of 16."""
+    m, n, k = 17, 33, 64
+    held, top, column = weights("w8a8", n, k)
+    x = torch.cat([activations("w8a8", 1, 3), activations("w8a8", 1, m * k)], 1).flatten()[3:].view(m, k)
+    assert x.is_contiguous()
+    assert x.data_ptr() % 16
+    after = epilogue("w8a8", m, n, top, column)
+    found = result("w8a8", x, held, after, Config("persistent", 16, 32, 32))
+    assert error(found, reference("w8a8", x, held, after)) < FLOAT
