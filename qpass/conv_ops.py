@@ -1,6 +1,7 @@
 """The convolution and the pooling of a quantized graph: schema, shape rule and reference, as in ops.py.
 
-As the reference of `linear`, that of `conv` accumulates the integers in float64, which is exact, and rounds once to float32.
+As the reference of `linear`, that of `conv` accumulates the integers in float64, which is exact, and rounds once to float32;
+off the CPU in float32 (`ops.summing`).
 Padded positions hold the zero point, so they are an exact 0.
 """
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qpass import affine
-from qpass.ops import activation, define
+from qpass.ops import activation, define, summing
 from qpass.qtype import QType
 
 aten = torch.ops.aten
@@ -50,13 +51,14 @@ def conv(
     cap. other: [B, N, *out], integers of other_type or float. Returns [B, N, *out], contiguous,
     in out_dtype or in out_type's storage.
     """
-    centred = x.to(torch.float64) if x_zero is None else x.to(torch.float64) - x_zero
+    wide = summing(x.device)
+    centred = x.to(wide) if x_zero is None else x.to(wide) - x_zero
     total = aten.convolution(
-        centred, weight.to(torch.float64), None, stride, padding, dilation, transposed, output_padding, groups
+        centred, weight.to(wide), None, stride, padding, dilation, transposed, output_padding, groups
     )
     assert x_scale is not None
     y = (
-        total * (x_scale.to(torch.float64) * _per_channel(channel_scales(weight_scale, total.shape[1]), total))
+        total * (x_scale.to(wide) * _per_channel(channel_scales(weight_scale, total.shape[1]), total))
     ).float()
     if bias is not None:
         y = y + _per_channel(bias, y).to(y.dtype)
