@@ -57,9 +57,7 @@ def conv(
         centred, weight.to(wide), None, stride, padding, dilation, transposed, output_padding, groups
     )
     assert x_scale is not None
-    y = (
-        total * (x_scale.to(wide) * _per_channel(channel_scales(weight_scale, total.shape[1]), total))
-    ).float()
+    y = (total * (x_scale.to(wide) * _per_channel(channel_scales(weight_scale, total.shape[1]), total))).float()
     if bias is not None:
         y = y + _per_channel(bias, y).to(y.dtype)
     if other is not None:

@@ -80,7 +80,13 @@ def test_what_stays(make, shape, says):
         assert sqnr_db(wanted(x), found(x)) > 60
 
 
-def test_images_with_scales_of_their_own_stay():
-    x = torch.randn(2, 3, 9, 9)
-    found, _ = both(Stem().eval(), x, "w8a8-dynamic")
-    assert "the triton kernels convolve images of u8/t, not u8/sample" in str(qpass.inspect(found))
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "borders"])
+def test_a_scale_for_each_image(name):
+    model, draw = build(name)
+    found, wanted = both(model, draw(), "w8a8-dynamic")
+    x = draw(3) * torch.tensor([1.0, 0.01, 30.0]).reshape(3, 1, 1, 1)
+    with torch.no_grad():
+        assert sqnr_db(wanted(x), found(x)) > 45  # a scale's last bit, and a code that it decides
+    graph = lowered(found)
+    assert "qpass.conv(" not in graph
+    assert sum(count(graph).values()) > 2

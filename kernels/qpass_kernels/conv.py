@@ -54,7 +54,8 @@ TILES = (  # from so many pixels and outputs of a group on: bm, bn, warps
 
 @triton.jit(do_not_specialize=["M"])
 def implicit(
-    x, w, y, other, correction, alpha, beta, slope, partial, counters, other_scale, other_zero, inverse, zero,
+    x, w, y, other, correction, alpha, beta, slope, sample_scale, sample_zero, partial, counters, other_scale, other_zero,
+    inverse, zero,
     M, N, H, W, OH, OW, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
     C: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, SPLIT: tl.constexpr, BAND: tl.constexpr, ACC: tl.constexpr, ACT: tl.constexpr, CODES: tl.constexpr,
@@ -101,13 +102,14 @@ def implicit(
         if SPLIT > 1:
             acc = gathered(partial, counters, tile, BM, BN, SPLIT, ACC)
         edge = state(top, H, dil_h, KH) * (KW * (KW + 1) // 2 + 1) + state(left, W, dil_w, KW)
+        sample = tl.where(rm < M, rm // (OH * OW), 0)
         parts = parted(acc)
         PARTS: tl.constexpr = len(parts)
         for i in tl.static_range(PARTS):
             some = outputs(start + i * (BN // PARTS), group, N, GROUPS, BN // PARTS)
             settle(
-                parts[i], y, other, rm, some, M, N, correction, edge, alpha, beta, slope, other_scale, other_zero,
-                inverse, zero, ACT, CODES,
+                parts[i], y, other, rm, some, M, N, correction, edge, alpha, beta, slope, sample, sample_scale, sample_zero,
+                other_scale, other_zero, inverse, zero, ACT, CODES,
             )  # fmt: skip
 
 
@@ -154,6 +156,7 @@ def convolve(
     n, c = weight.shape[0], depth(x.shape[1] // groups)
     y = empty_image(x, n, window, after.out_dtype)
     after.check("conv2d", y)
+    after.check_samples("conv2d", x, correction is not None)
     if y.numel() == 0:
         return y
     rows = padded(x, groups)
@@ -168,8 +171,7 @@ def convolve(
     dtype = torch.int32 if x.dtype == torch.int8 else torch.float32
     parts = scratch(x, tiles * groups, config.split, config.bm * config.bn, dtype)
     implicit[tiles, groups, config.split](
-        rows, weight, y, other, correction, after.alpha, after.beta, after.slope, *parts, after.other_scale,
-        float(after.other_zero), 1.0 / after.out_scale, float(after.out_zero), m, n, *x.shape[2:], *y.shape[2:],
+        rows, weight, y, other, correction, *after.vectors, *parts, *after.numbers, m, n, *x.shape[2:], *y.shape[2:],
         *window.stride, *window.padding[:2], *window.dilation, C=c, GROUPS=groups, KH=window.kernel[0], KW=window.kernel[1],
         BM=config.bm, BN=config.bn, BK=config.bk, SPLIT=config.split, BAND=config.band,
         ACC=tl.int32 if x.dtype == torch.int8 else tl.float32, ACT=after.act, CODES=y.dtype == torch.int8,
@@ -181,7 +183,11 @@ def convolve(
 def is_matmul(window: Window, after: Finish, groups: int) -> bool:
     """Whether a convolution of whole channels is a matmul of its pixels, with an epilogue that w8a8.py has."""
     visited = window.kernel == (1, 1) == window.stride and not any(window.padding) and groups == 1
-    return visited and after.slope is None and (after.other is None or after.other.dtype != torch.int8)
+    return (
+        visited
+        and after.slope is after.sample_scale is None
+        and (after.other is None or after.other.dtype != torch.int8)
+    )
 
 
 def _kernel(x: Tensor, weight: Tensor, correction: Tensor | None, *rest: Any) -> Tensor:
@@ -194,7 +200,10 @@ def _reference(x: Tensor, weight: Tensor, correction: Tensor | None, *rest: Any)
     check("conv2d", x, weight, correction, window, groups)
     y = empty_image(x, weight.shape[0], window, after.out_dtype)
     after.check("conv2d", y)
-    return y.copy_(after.reference(exact_sums(x, weight, correction, window, groups))) if y.numel() else y
+    after.check_samples("conv2d", x, correction is not None)
+    if y.numel() == 0:
+        return y
+    return y.copy_(after.reference(exact_sums(x, weight, correction, window, groups, after.sample_zero)))
 
 
 def _fake(x: Tensor, weight: Tensor, correction: Tensor | None, *rest: Any) -> Tensor:

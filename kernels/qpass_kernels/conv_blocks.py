@@ -27,16 +27,19 @@ def outputs(first, group, N, GROUPS: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def settle(
-    acc, y, other, rm, rn, M, N, correction, edge, alpha, beta, slope, other_scale, other_zero, inverse, zero,
-    ACT: tl.constexpr, CODES: tl.constexpr,
+    acc, y, other, rm, rn, M, N, correction, edge, alpha, beta, slope, sample, sample_scale, sample_zero,
+    other_scale, other_zero, inverse, zero, ACT: tl.constexpr, CODES: tl.constexpr,
 ):  # fmt: skip
     """Writes a tile of sums [BM, BN], pixels by channels: `finish` behind a correction, residual codes and slopes.
 
-    edge: [BM], the row of the correction for each pixel.
+    edge: [BM], the row of the correction for each pixel; sample: [BM], its image, of which there is one.
     """
     if correction is not None:
-        acc -= tl.load(correction + edge[:, None] * N + rn[None, :], mask=(rn < N)[None, :], other=0)
-    value = scaled(acc, rn, rm, M, N, alpha, beta, None, None, None, False)
+        more = tl.load(correction + edge[:, None] * N + rn[None, :], mask=(rn < N)[None, :], other=0)
+        if sample_zero is not None:
+            more *= tl.load(sample_zero + sample)[:, None]
+        acc -= more
+    value = scaled(acc, rn, sample, M, N, alpha, beta, None, sample_scale, None, False)
     if other is not None:
         inside = (rm < M)[:, None] & (rn < N)[None, :]
         more = tl.load(other + rm.to(tl.int64)[:, None] * N + rn[None, :], mask=inside, other=0).to(tl.float32)

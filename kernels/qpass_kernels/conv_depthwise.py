@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from qpass_kernels.configs import Config
-from qpass_kernels.conv import settle
+from qpass_kernels.conv_blocks import settle
 from qpass_kernels.conv_weights import (
     ARGUMENTS,
     Finish,
@@ -31,9 +31,9 @@ from qpass_kernels.launch import OPTIONS, check_device
 from qpass_kernels.matmul import define
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "x_zero"])
 def depthwise(
-    x, w, y, other, alpha, beta, slope, x_zero, other_scale, other_zero, inverse, zero,
+    x, w, y, other, x_zero, alpha, beta, slope, sample_scale, sample_zero, other_scale, other_zero, inverse, zero,
     M, N, H, W, OH, OW, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
     KH: tl.constexpr, KW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ACC: tl.constexpr, ACT: tl.constexpr,
     CODES: tl.constexpr,
@@ -44,6 +44,9 @@ def depthwise(
     top = tl.where(rm < M, rm // OW % OH * stride_h - pad_h, H)
     left = rm % OW * stride_w - pad_w
     at_x = x + ((rm // (OH * OW)).to(tl.int64) * H * W + top * W + left) * N
+    sample = tl.where(rm < M, rm // (OH * OW), 0)
+    if sample_zero is not None:
+        x_zero = tl.load(sample_zero + sample)[:, None]
     acc = tl.zeros((BM, BN), dtype=ACC)
     for kh in range(KH):
         for kw in tl.static_range(KW):
@@ -56,7 +59,8 @@ def depthwise(
                 code = tl.where(inside, code - x_zero, 0)
             acc += code * tap[None, :]
     settle(
-        acc, y, other, rm, rn, M, N, None, None, alpha, beta, slope, other_scale, other_zero, inverse, zero, ACT, CODES
+        acc, y, other, rm, rn, M, N, None, None, alpha, beta, slope, sample, sample_scale, None, other_scale, other_zero,
+        inverse, zero, ACT, CODES,
     )  # fmt: skip
 
 
@@ -81,16 +85,17 @@ def convolve(
     n = weight.shape[1]
     y = empty_image(x, n, window, after.out_dtype)
     after.check("depthwise2d", y)
+    after.check_samples("depthwise2d", x, True)
     if y.numel() == 0:
         return y
     m = y.numel() // n
     config = config or rule(n)
     depthwise[triton.cdiv(m, config.bm), triton.cdiv(n, config.bn)](
-        channels_last(x), weight, y, None if after.other is None else channels_last(after.other), after.alpha, after.beta,
-        after.slope, x_zero, after.other_scale, float(after.other_zero), 1.0 / after.out_scale, float(after.out_zero),
-        m, n, *x.shape[2:], *y.shape[2:], *window.stride, *window.padding[:2], *window.dilation, KH=window.kernel[0],
-        KW=window.kernel[1], BM=config.bm, BN=config.bn, ACC=tl.int32 if x.dtype == torch.int8 else tl.float32,
-        ACT=after.act, CODES=y.dtype == torch.int8, num_warps=config.warps, **OPTIONS,
+        channels_last(x), weight, y, None if after.other is None else channels_last(after.other), x_zero, *after.vectors,
+        *after.numbers, m, n, *x.shape[2:], *y.shape[2:], *window.stride, *window.padding[:2], *window.dilation,
+        KH=window.kernel[0], KW=window.kernel[1], BM=config.bm, BN=config.bn,
+        ACC=tl.int32 if x.dtype == torch.int8 else tl.float32, ACT=after.act, CODES=y.dtype == torch.int8,
+        num_warps=config.warps, **OPTIONS,
     )  # fmt: skip
     return y
 
@@ -101,7 +106,7 @@ def rule(n: int) -> Config:
     return Config(bm=2048 // bn, bn=bn, warps=4)
 
 
-def sums(x: Tensor, weight: Tensor, x_zero: int, window: Window) -> Tensor:
+def sums(x: Tensor, weight: Tensor, x_zero: int | Tensor, window: Window) -> Tensor:
     """The sums of the centred codes, [B, C, OH, OW], float64: exact for int8."""
     return window.slide(x.double() - x_zero, unpack_depthwise(weight, window.kernel).double())
 
@@ -116,7 +121,9 @@ def _reference(x: Tensor, weight: Tensor, x_zero: int, *rest: Any) -> Tensor:
     check("depthwise2d", x, weight, x_zero, window, groups)
     y = empty_image(x, weight.shape[1], window, after.out_dtype)
     after.check("depthwise2d", y)
-    return y.copy_(after.reference(sums(x, weight, x_zero, window))) if y.numel() else y
+    after.check_samples("depthwise2d", x, True)
+    zero = x_zero if after.sample_zero is None else after.sample_zero.double().reshape(-1, 1, 1, 1)
+    return y.copy_(after.reference(sums(x, weight, zero, window))) if y.numel() else y
 
 
 def _fake(x: Tensor, weight: Tensor, x_zero: int, *rest: Any) -> Tensor:

@@ -1,8 +1,9 @@
-"""The arguments of a convolution, checked, and in plain torch: its window, its packed weights, its epilogue.
+"""The arguments of a convolution, checked, and in plain torch: its window and its packed weights (conv_finish.py: the rest).
 
     pack            [N, C, KH, KW] -> [N, KH * KW * depth(C)], K in the order (kh, kw, c): a pixel's channels lie together
     pack_depthwise  [C, 1, KH, KW] -> [KH * KW, C]
-    correction      zero * (sum of the weights over the taps inside the image) -> int32 [states(KH) * states(KW), N]
+    correction      zero * (sum of the weights over the taps inside the image) -> int32 [states(KH) * states(KW), N]; of
+                    zero 1 where each image has a zero point of its own
 
 Kernels read 0 where the window hangs over the image, as loads that bypass registers can, though the code of a real 0 is the
 zero point. The error is the same for all pixels with the same taps inside, and these are a range [low, high) of rows and one
@@ -12,21 +13,20 @@ of columns, whatever the size of the image. A range has a state: 0 where it is e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qpass_kernels.epilogue import Epilogue, check_residual, check_vector
+from qpass_kernels.conv_finish import Finish, channels_last
 
 WINDOW = "int[] kernel, int[] stride, int[] padding, int[] dilation"
 ARGUMENTS = (
     f"{WINDOW}, Tensor alpha, Tensor? beta, Tensor? other, float other_scale, int other_zero, str act, Tensor? slope, "
-    "float out_scale, int out_zero, ScalarType out_dtype, int groups"
+    "float out_scale, int out_zero, ScalarType out_dtype, Tensor? sample_scale, Tensor? sample_zero, int groups"
 )
-SLOPED = ("prelu", "cap")
 GRAIN = 4  # the fewest bytes that an asynchronous copy to shared memory moves
 
 
@@ -136,11 +136,6 @@ def correction(weight: Tensor, zero: int) -> Tensor | None:
     return (zero * (strip[..., right] - strip[..., left])).flatten(1).t().to(torch.int32).contiguous()
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """[B, C, H, W] -> contiguous [B, H, W, C]; no copy where it lies so."""
-    return x.permute(0, 2, 3, 1).contiguous()
-
-
 def padded(x: Tensor, groups: int) -> Tensor:
     """[B, C, H, W] -> contiguous [B, H, W, groups * depth(C / groups)]; no copy where C / groups is a multiple of GRAIN."""
     rows = channels_last(x)
@@ -156,66 +151,6 @@ def empty_image(x: Tensor, channels: int, window: Window, dtype: torch.dtype, ce
     """The result of a window on x [B, C, H, W], without values: [B, channels, OH, OW], stored channels last."""
     rows, columns = window.sizes(x.shape[2], x.shape[3], ceil)
     return x.new_empty((x.shape[0], rows, columns, channels), dtype=dtype).permute(0, 3, 1, 2)
-
-
-@dataclass(frozen=True, eq=False)
-class Finish:
-    """The epilogue of a convolution: Epilogue's fields, and a residual that may be codes, and slopes [N]."""
-
-    alpha: Tensor
-    beta: Tensor | None = None
-    other: Tensor | None = None
-    other_scale: float = 1.0
-    other_zero: int = 0
-    act: str = ""
-    slope: Tensor | None = None
-    out_scale: float = 1.0
-    out_zero: int = 0
-    out_dtype: torch.dtype = torch.float32
-
-    def check(self, op: str, y: Tensor) -> None:
-        """Raises ValueError where an argument does not fit a result like y [B, N, OH, OW]."""
-        n, device = y.shape[1], y.device
-        if (self.act in SLOPED) != (self.slope is not None):
-            raise ValueError(
-                f"{op}: {' and '.join(SLOPED)} need slope, and nothing else takes it: activation {self.act!r}"
-            )
-        if self.slope is not None:
-            check_vector(op, "slope", self.slope, n, (torch.float32,), device)
-        self.plain().check(op, y.numel() // max(n, 1), n, device)
-        if self.other is None:
-            return
-        if self.other.shape != y.shape:
-            raise ValueError(f"{op}: other must be {tuple(y.shape)}, not {tuple(self.other.shape)}")
-        if self.other.dtype != torch.int8:
-            check_residual(op, channels_last(self.other), y.numel() // max(n, 1), n, device)
-        elif (
-            self.other.device != device or not 0 < self.other_scale < float("inf") or not -128 <= self.other_zero <= 127
-        ):
-            raise ValueError(
-                f"{op}: codes as other must be on {device} with a finite positive scale and a zero in -128 .. 127, not on "
-                f"{self.other.device} with {self.other_scale} and {self.other_zero}"
-            )
-
-    def plain(self) -> Epilogue:
-        """What is an Epilogue of this: without the residual, and without an activation that takes slopes."""
-        act = "" if self.act in SLOPED else self.act
-        return Epilogue(
-            self.alpha, self.beta, act=act, out_scale=self.out_scale, out_zero=self.out_zero, out_dtype=self.out_dtype
-        )
-
-    def reference(self, acc: Tensor) -> Tensor:
-        """The result from exact sums [B, N, OH, OW], float64."""
-        other = None if self.other is None else channels_last(self.other).double()
-        if other is not None and self.other.dtype == torch.int8:
-            other = (other - self.other_zero) * self.other_scale
-        y = Epilogue(self.alpha, self.beta, other=other).reference(channels_last(acc))
-        if self.act == "prelu":
-            y = torch.where(y > 0, y, y * self.slope)
-        elif self.act == "cap":
-            y = torch.minimum(functional.relu(y), self.slope)
-        after = replace(self.plain(), alpha=torch.ones_like(self.alpha), beta=None)
-        return after.reference(y.double()).permute(0, 3, 1, 2)
 
 
 def arguments(values: Sequence[Any]) -> tuple[Window, Finish, int]:
@@ -239,10 +174,13 @@ def check_image(op: str, x: Tensor, weight: Tensor, window: Window) -> None:
         raise ValueError(f"{op}: the window {window} does not fit on an image of {x.shape[2]} x {x.shape[3]}")
 
 
-def exact_sums(x: Tensor, weight: Tensor, correction: Tensor | None, window: Window, groups: int) -> Tensor:
+def exact_sums(
+    x: Tensor, weight: Tensor, correction: Tensor | None, window: Window, groups: int, sample_zero: Tensor | None = None
+) -> Tensor:
     """The sums of the centred codes, [B, N, OH, OW], float64: exact for int8."""
     taps = unpack(weight, x.shape[1] // groups, window.kernel).double()
     acc = window.slide(x.double(), taps)
     if correction is None:
         return acc
-    return acc - correction[window.states(x.shape[2], x.shape[3], x.device)].permute(2, 0, 1).double()
+    zero = 1.0 if sample_zero is None else sample_zero.double().reshape(-1, 1, 1, 1)
+    return acc - correction[window.states(x.shape[2], x.shape[3], x.device)].permute(2, 0, 1).double() * zero

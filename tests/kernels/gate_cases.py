@@ -124,18 +124,20 @@ LAYERS = (
 def convolutions() -> Iterator[Case]:
     """The tiles of the rule for LAYERS, with everything an epilogue can have."""
     for chip in CHIPS:
-        for m, n, c, taps in LAYERS:
+        for (m, n, c, taps), own in ((layer, own) for layer in LAYERS for own in (False, True)):
             k = taps * taps * c
             tiles = conv.rule(m, n, c, k, 1, CHIPS[chip])
             name = f"conv i8 c{c} k{taps} {tiles.bm}x{tiles.bn} w{tiles.warps} s{tiles.stages} /{tiles.split}"
+            name += " own" if own else ""  # a scale and a zero point for each image
             types = {**FLOATS, **SIZES, "x": "*i8", "w": "*i8", "y": "*i8", "other": "*i8", "correction": "*i32"}
             types |= {"partial": "*i32", "counters": "*i32", "other_scale": "fp32", "other_zero": "fp32"}
-            types |= dict.fromkeys(("H", "W", "OH", "OW"), "i32")
+            types |= dict.fromkeys(("H", "W", "OH", "OW"), "i32") | {"sample_scale": "*fp32", "sample_zero": "*i32"}
             types |= dict.fromkeys((f"{name}_{axis}" for name in ("stride", "pad", "dil") for axis in "hw"), "i32")
             constants = {
                 "C": c, "GROUPS": 1, "KH": taps, "KW": taps, "BM": tiles.bm, "BN": tiles.bn, "BK": tiles.bk,
                 "SPLIT": tiles.split, "BAND": tiles.band, "ACC": tl.int32, "ACT": "relu", "CODES": True, "slope": None,
             }  # fmt: skip
+            constants |= {} if own else {"sample_scale": None, "sample_zero": None}
             yield Case(name, chip, Kernel(conv, "implicit"), types, constants, tiles.warps, tiles.stages)
 
 

@@ -3,7 +3,8 @@
 import torch
 from torch.nn import functional
 
-from qpass_kernels.conv_weights import SLOPED, Finish, Window, correction, pack
+from qpass_kernels.conv_finish import SLOPED, Finish
+from qpass_kernels.conv_weights import Window, correction, pack
 
 FLOAT = {
     torch.float32: 1e-6,

@@ -7,7 +7,8 @@ from qpass import conv_ops
 from qpass_kernels import conv_depthwise
 from qpass_kernels.activations import NAMES
 from qpass_kernels.configs import Config
-from qpass_kernels.conv_weights import SLOPED, Finish, Window, pack_depthwise, unpack_depthwise
+from qpass_kernels.conv_finish import SLOPED, Finish
+from qpass_kernels.conv_weights import Window, pack_depthwise, unpack_depthwise
 from qpass_kernels.epilogue import OUTPUTS
 from tests.kernels.images import check_same, codes, convolved, epilogue_case, finish, values
 

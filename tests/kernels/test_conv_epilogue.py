@@ -6,7 +6,8 @@ import torch
 from qpass import conv_ops
 from qpass_kernels import conv
 from qpass_kernels.activations import NAMES
-from qpass_kernels.conv_weights import SLOPED, Finish, Window
+from qpass_kernels.conv_finish import SLOPED, Finish
+from qpass_kernels.conv_weights import Window
 from qpass_kernels.epilogue import OUTPUTS
 from tests.kernels.images import check_same, codes, convolved, epilogue_case, problem, reference
 

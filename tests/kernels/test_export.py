@@ -42,7 +42,7 @@ class Image(nn.Module):
         self.register_buffer("deep", torch.randint(-128, 128, (9, 8), dtype=torch.int8))
         self.register_buffer("alpha", torch.full((8,), 1e-3))
         self.rest = [getattr(Finish(self.alpha), field.name) for field in dataclasses.fields(Finish)][1:]
-        self.codes = [*self.rest[:-3], 0.1, 3, torch.int8]
+        self.codes = [*self.rest[:6], 0.1, 3, torch.int8, None, None]
 
     def forward(self, x):
         y = Q.conv2d(x, self.weight, self.correction, [3, 3], [1, 1], [1, 1], [1, 1], self.alpha, *self.codes, 1)
@@ -55,9 +55,7 @@ class Rows(nn.Module):
 
     def forward(self, x):
         weight = torch.ones(x.shape[-1])
-        _, kept, *first = Q.norm_quantize(
-            x, None, weight, None, 1e-6, True, None, None, None, 0, torch.int8, False, True
-        )
+        _, _, *first = Q.norm_quantize(x, None, weight, None, 1e-6, True, None, None, None, 0, torch.int8, False, True)
         return *first, *Q.quantize_rows(x, None, None, torch.float8_e4m3fn, True)
 
 

@@ -1,7 +1,8 @@
 """Fused convolutions and max pools as the ops of qpass_kernels, on images that lie channels last.
 
-    qpass.conv(x u8/t, w i8/c0, b, other, act, -> u8 | float)    ->   conv2d, or depthwise2d where a group is one channel
-    qpass.max_pool(q)                                            ->   max_pool2d
+    qpass.conv(x u8/t | u8/sample, w i8/c0, b, other, act, -> u8 | float)   ->   conv2d, or depthwise2d where a group is one
+                                                                                 channel
+    qpass.max_pool(q)                                                       ->   max_pool2d
 
 Weights are packed once, here, with what the zero point of the input adds at the borders (qpass_kernels/conv_weights.py).
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from qpass.backends.triton.codes import signed, static_zero, unsigned
+from qpass.backends.triton.codes import signed, signed_zero, static_zero, unsigned
 from qpass.backends.triton.package import kernels, too_old
 from qpass.conv_ops import channel_scales
 from qpass.graphs import add_call, add_constant, constant
@@ -30,11 +31,12 @@ def why_not(node: fx.Node) -> str | None:
     if len(a[STRIDE]) != 2 or a[TRANSPOSED]:
         kind = "transposed" if a[TRANSPOSED] else f"{len(a[STRIDE])}-d"
         return f"the triton kernels run convolutions of images, not {kind} ones"
-    if a[X_TYPE] != "u8/t":
-        return f"the triton kernels convolve images of u8/t, not {a[X_TYPE]}"
+    if a[X_TYPE] not in ("u8/t", "u8/sample"):
+        return f"the triton kernels convolve images of u8/t or u8/sample, not {a[X_TYPE]}"
     if not a[WEIGHT_TYPE].startswith("i") or not a[WEIGHT_TYPE].endswith(ONE_SCALE):
         return f"the triton kernels convolve with integers of one scale a channel, not {a[WEIGHT_TYPE]}"
-    if any(constant(a[i]) is None for i in (X_SCALE, X_ZERO, WEIGHT, WEIGHT_SCALE)):
+    held = (WEIGHT, WEIGHT_SCALE) if a[X_TYPE] == "u8/sample" else (X_SCALE, X_ZERO, WEIGHT, WEIGHT_SCALE)
+    if any(constant(a[i]) is None for i in held):
         return "its weight or the scale of its input is computed"
     return too_old(a[0].meta["val"].device) or _why_not_epilogue(a)
 
@@ -61,7 +63,8 @@ def is_depthwise(node: fx.Node) -> bool:
 def lower(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """One op in front of `node`, and what turns codes; returns the last."""
     a, packing = node.args, kernels().conv_weights
-    weight, zero = constant(a[WEIGHT]), static_zero(a[X_ZERO])
+    weight, own = constant(a[WEIGHT]), a[X_TYPE] == "u8/sample"
+    zero = 0 if own else static_zero(a[X_ZERO])
     name = node.meta.get("site", "conv")
     hold = lambda key, t: None if t is None else add_constant(gm, f"{name}_{key}", t.contiguous(), node)  # noqa: E731
     K = torch.ops.qpass_kernels
@@ -69,14 +72,21 @@ def lower(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
         target, first = K.depthwise2d.default, (hold("packed", packing.pack_depthwise(weight)), zero)
     else:
         target = K.conv2d.default
-        first = (hold("packed", packing.pack(weight)), hold("correction", packing.correction(weight, zero)))
-    alpha = channel_scales(constant(a[WEIGHT_SCALE]), weight.shape[0]).float() * constant(a[X_SCALE]).float()
+        first = (
+            hold("packed", packing.pack(weight)),
+            hold("correction", packing.correction(weight, 1 if own else zero)),
+        )
+    alpha = channel_scales(constant(a[WEIGHT_SCALE]), weight.shape[0]).float()
+    alpha = alpha if own else alpha * constant(a[X_SCALE]).float()
+    samples = (a[X_SCALE], signed_zero(gm, a[X_ZERO], node)) if own else (None, None)
     vector = lambda i: None if a[i] is None else constant(a[i]).detach().float().flatten()  # noqa: E731
     slope = vector(SLOPE)
     slope = None if slope is None else slope.expand(weight.shape[0])
     window = (list(weight.shape[2:]), a[STRIDE], a[PADDING], a[DILATION])
     after = (hold("alpha", alpha), hold("beta", vector(BIAS)), *_residual(gm, node), a[ACT], hold("slope", slope))
-    made = add_call(gm, target, (signed(gm, a[0], node), *first, *window, *after, *_output(node), a[GROUPS]), node)
+    made = add_call(
+        gm, target, (signed(gm, a[0], node), *first, *window, *after, *_output(node), *samples, a[GROUPS]), node
+    )
     return unsigned(gm, made, node) if a[OUT_TYPE] else made
 
 
