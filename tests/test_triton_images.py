@@ -68,7 +68,7 @@ def test_borders_hold_the_zero_point(options):
 @pytest.mark.parametrize(
     ("make", "shape", "says"),
     [
-        (lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU()), (2, 3, 16), "run convolutions of images, not 1-d ones"),
+        (lambda: nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU()), (2, 3, 5, 5, 5), "images and signals, not 3-d ones"),
         (lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 3)), (2, 3, 8, 8), "not transposed ones"),
     ],
 )
@@ -78,6 +78,33 @@ def test_what_stays(make, shape, says):
     assert says in str(qpass.inspect(found))
     with torch.no_grad():
         assert sqnr_db(wanted(x), found(x)) > 60
+
+
+class Signal(nn.Module):
+    """1-d: a stem, a depthwise convolution with a residual, a pool."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.deep = nn.Conv1d(3, 16, 5, 2, 2), nn.Conv1d(16, 16, 3, 1, 1, groups=16)
+        self.point, self.pool, self.last = nn.Conv1d(16, 16, 1), nn.MaxPool1d(3, 2, 1), nn.Conv1d(16, 8, 3, dilation=2)
+
+    def forward(self, x):
+        x = self.pool(self.stem(x).relu())
+        x = x + self.point(self.deep(x).relu())
+        return self.last(x.relu())
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
+def test_signals(scheme):
+    """A signal is an image of one row."""
+    x = torch.randn(2, 3, 37)
+    found, wanted = both(Signal().eval(), x, scheme)
+    with torch.no_grad():
+        assert found(x).shape == (2, 8, 6)
+        assert sqnr_db(wanted(x), found(x)) > 45
+    graph = lowered(found)
+    assert count(graph) == {"conv2d": 3, "depthwise2d": 1, "max_pool2d": int(scheme == "w8a8")}
+    assert "qpass.conv(" not in graph
 
 
 @pytest.mark.parametrize("name", ["resnet", "mobilenet", "borders"])

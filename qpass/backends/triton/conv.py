@@ -4,7 +4,8 @@
                                                                                  channel
     qpass.max_pool(q)                                                       ->   max_pool2d
 
-Weights are packed once, here, with what the zero point of the input adds at the borders (qpass_kernels/conv_weights.py).
+Weights are packed once, here, with what the zero point of the input adds at the borders (qpass_kernels/conv_weights.py). A
+signal [B, C, L] is an image of one row.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from qpass.backends.triton.package import kernels, too_old
 from qpass.conv_ops import channel_scales
 from qpass.graphs import add_call, add_constant, constant
 
+aten = torch.ops.aten
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 X_SCALE, X_ZERO, X_TYPE, WEIGHT, WEIGHT_SCALE, WEIGHT_TYPE, BIAS, OTHER, OTHER_SCALE, OTHER_ZERO, OTHER_TYPE = range(
     1, 12
@@ -28,9 +30,9 @@ ONE_SCALE = ("/t", "/c0")
 def why_not(node: fx.Node) -> str | None:
     """None where a kernel runs a fused convolution, or the sentence that says why not."""
     a = node.args
-    if len(a[STRIDE]) != 2 or a[TRANSPOSED]:
+    if len(a[STRIDE]) > 2 or a[TRANSPOSED]:
         kind = "transposed" if a[TRANSPOSED] else f"{len(a[STRIDE])}-d"
-        return f"the triton kernels run convolutions of images, not {kind} ones"
+        return f"the triton kernels run convolutions of images and signals, not {kind} ones"
     if a[X_TYPE] not in ("u8/t", "u8/sample"):
         return f"the triton kernels convolve images of u8/t or u8/sample, not {a[X_TYPE]}"
     if not a[WEIGHT_TYPE].startswith("i") or not a[WEIGHT_TYPE].endswith(ONE_SCALE):
@@ -64,6 +66,7 @@ def lower(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """One op in front of `node`, and what turns codes; returns the last."""
     a, packing = node.args, kernels().conv_weights
     weight, own = constant(a[WEIGHT]), a[X_TYPE] == "u8/sample"
+    weight = weight if weight.dim() == 4 else weight.unsqueeze(2)
     zero = 0 if own else static_zero(a[X_ZERO])
     name = node.meta.get("site", "conv")
     hold = lambda key, t: None if t is None else add_constant(gm, f"{name}_{key}", t.contiguous(), node)  # noqa: E731
@@ -82,19 +85,35 @@ def lower(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     vector = lambda i: None if a[i] is None else constant(a[i]).detach().float().flatten()  # noqa: E731
     slope = vector(SLOPE)
     slope = None if slope is None else slope.expand(weight.shape[0])
-    window = (list(weight.shape[2:]), a[STRIDE], a[PADDING], a[DILATION])
+    window = (in_two(fill, a[i], len(a[STRIDE])) for fill, i in ((1, STRIDE), (0, PADDING), (1, DILATION)))
     after = (hold("alpha", alpha), hold("beta", vector(BIAS)), *_residual(gm, node), a[ACT], hold("slope", slope))
+    x = as_image(gm, signed(gm, a[0], node), node)
     made = add_call(
-        gm, target, (signed(gm, a[0], node), *first, *window, *after, *_output(node), *samples, a[GROUPS]), node
+        gm, target, (x, *first, list(weight.shape[2:]), *window, *after, *_output(node), *samples, a[GROUPS]), node
     )
-    return unsigned(gm, made, node) if a[OUT_TYPE] else made
+    return _as_before(gm, unsigned(gm, made, node) if a[OUT_TYPE] else made, node)
+
+
+def in_two(fill: int, values: list[int], axes: int) -> list[int]:
+    """Numbers of a window over an image; those along a signal have `fill` for its one row in front of each."""
+    return values if axes == 2 else [number for value in values for number in (fill, value)]
+
+
+def as_image(gm: fx.GraphModule, value: fx.Node, before: fx.Node) -> fx.Node:
+    """A signal [B, C, L] as [B, C, 1, L]; an image as it is."""
+    return value if value.meta["val"].dim() == 4 else add_call(gm, aten.unsqueeze.default, (value, 2), before)
+
+
+def _as_before(gm: fx.GraphModule, made: fx.Node, node: fx.Node) -> fx.Node:
+    """The result as `node` has it: of a signal, without the row."""
+    return made if node.meta["val"].dim() == 4 else add_call(gm, aten.squeeze.dim, (made, 2), node)
 
 
 def _residual(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, float, int]:
     other, scale, zero, kind = node.args[OTHER : OTHER_TYPE + 1]
     if other is None or not kind:
-        return other, 1.0, 0
-    return signed(gm, other, node), float(constant(scale)), static_zero(zero)
+        return other and as_image(gm, other, node), 1.0, 0
+    return as_image(gm, signed(gm, other, node), node), float(constant(scale)), static_zero(zero)
 
 
 def _output(node: fx.Node) -> tuple[float, int, torch.dtype]:
@@ -104,14 +123,15 @@ def _output(node: fx.Node) -> tuple[float, int, torch.dtype]:
 
 def why_not_max_pool(node: fx.Node) -> str | None:
     """None where a kernel runs a max pool of codes, or why not."""
-    if len(node.args[1]) != 2:
-        return f"the triton kernels pool images, not {len(node.args[1])}-d values"
+    if len(node.args[1]) > 2:
+        return f"the triton kernels pool images and signals, not {len(node.args[1])}-d values"
     return too_old(node.args[0].meta["val"].device)
 
 
 def lower_max_pool(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """One op in front of `node`, and what turns codes; returns the last."""
-    made = add_call(
-        gm, torch.ops.qpass_kernels.max_pool2d.default, (signed(gm, node.args[0], node), *node.args[1:]), node
-    )
-    return unsigned(gm, made, node)
+    q, *window, ceil_mode = node.args
+    window = [in_two(fill, values, len(window[0])) for fill, values in zip((1, 1, 0, 1), window, strict=True)]
+    x = as_image(gm, signed(gm, q, node), node)
+    made = add_call(gm, torch.ops.qpass_kernels.max_pool2d.default, (x, *window, ceil_mode), node)
+    return _as_before(gm, unsigned(gm, made, node), node)
