@@ -14,7 +14,7 @@ from torch import Tensor
 from qpass_kernels.activations import NAMES, activate
 from qpass_kernels.blocks import rounded
 from qpass_kernels.epilogue import ACTIVATIONS
-from qpass_kernels.launch import OPTIONS, check_device
+from qpass_kernels.launch import OPTIONS, cdiv, check_device
 from qpass_kernels.matmul import define
 from qpass_kernels.quantize import by_column, row_scale, static_scale, widened, write_codes
 from qpass_kernels.rows import Rows, check_like, flat, options, shapes
@@ -78,7 +78,7 @@ def by_act(x: Tensor, gate: Tensor | None, act: str, rows: Rows) -> tuple[Tensor
         return rows.reference(x)
     codes, scale, zero = rows.empty(x)
     x, gate, sizes = flat(x), None if gate is None else flat(gate), shapes(m, k)
-    activated_codes[triton.cdiv(m, sizes["ROWS"]),](
+    activated_codes[cdiv(m, sizes["ROWS"]),](
         x, gate, rows.mul, rows.add, codes.view(torch.int8), *rows.written(scale, zero), m, k, x.stride(0),
         0 if gate is None else gate.stride(0), ACT=act, **sizes, **options(rows), **OPTIONS,
     )  # fmt: skip

@@ -8,6 +8,7 @@ split until every processor has two programs; tensor descriptors and large tiles
 from __future__ import annotations
 
 import bisect
+import functools
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,6 +55,7 @@ def bucket(m: int) -> int:
     return BUCKETS[min(bisect.bisect_left(BUCKETS, m), len(BUCKETS) - 1)]
 
 
+@functools.lru_cache(4096)
 def rule(kind: str, m: int, n: int, k: int, chip: Chip) -> Config:
     """The configuration of a product [M, K] x [N, K] where none was measured. kind: w8a8, fp8, w8a16, w4a16 or w4a8."""
     tokens = bucket(m)

@@ -37,7 +37,7 @@ from qpass_kernels.conv_weights import (
     states,
 )
 from qpass_kernels.epilogue import check_vector
-from qpass_kernels.launch import OPTIONS, Chip, check_device, chip_of, scratch
+from qpass_kernels.launch import OPTIONS, Chip, cdiv, check_device, chip_of, scratch
 from qpass_kernels.matmul import define
 
 TILES = (  # from so many pixels and outputs of a group on: bm, bn, warps
@@ -141,7 +141,7 @@ def rule(m: int, n: int, c: int, k: int, groups: int, chip: Chip) -> Config:
     stages = 3 if bk == 128 and bn < 256 else 4
     while stages > 2 and stages * bk * (bm + bn) > 0.9 * chip.shared:
         stages -= 1
-    tiles, split = triton.cdiv(m, bm) * triton.cdiv(n, bn) * groups, 1
+    tiles, split = cdiv(m, bm) * cdiv(n, bn) * groups, 1
     while split < 8 and tiles * split < chip.processors and k // bk >= 8 * split:
         split *= 2
     return Config(bm=bm, bn=bn, bk=bk, split=split, warps=warps, stages=stages)
@@ -167,7 +167,7 @@ def convolve(
         w8a8.launch(rows.view(m, c), weight, y=y.permute(0, 2, 3, 1).view(m, n), epilogue=epilogue, config=None)
         return y
     config = config or rule(m, n // groups, c, weight.shape[1], groups, chip_of(x.device))
-    tiles = triton.cdiv(m, config.bm) * triton.cdiv(n // groups, config.bn)
+    tiles = cdiv(m, config.bm) * cdiv(n // groups, config.bn)
     dtype = torch.int32 if x.dtype == torch.int8 else torch.float32
     parts = scratch(x, tiles * groups, config.split, config.bm * config.bn, dtype)
     implicit[tiles, groups, config.split](

@@ -27,7 +27,7 @@ from qpass_kernels.conv_weights import (
     empty_image,
     unpack_depthwise,
 )
-from qpass_kernels.launch import OPTIONS, check_device
+from qpass_kernels.launch import OPTIONS, cdiv, check_device
 from qpass_kernels.matmul import define
 
 
@@ -90,7 +90,7 @@ def convolve(
         return y
     m = y.numel() // n
     config = config or rule(n)
-    depthwise[triton.cdiv(m, config.bm), triton.cdiv(n, config.bn)](
+    depthwise[cdiv(m, config.bm), cdiv(n, config.bn)](
         channels_last(x), weight, y, None if after.other is None else channels_last(after.other), x_zero, *after.vectors,
         *after.numbers, m, n, *x.shape[2:], *y.shape[2:], *window.stride, *window.padding[:2], *window.dilation,
         KH=window.kernel[0], KW=window.kernel[1], BM=config.bm, BN=config.bn,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qpass_kernels.blocks import finish
 from qpass_kernels.epilogue import Epilogue
-from qpass_kernels.launch import OPTIONS
+from qpass_kernels.launch import OPTIONS, cdiv
 
 ROWS, COLUMNS = 8, 256
 
@@ -31,7 +31,7 @@ def finish_sums(acc: Tensor, y: Tensor, epilogue: Epilogue, scaled: bool = False
     """Writes y [M, N] from sums acc [M, N], int32 or float. scaled: alpha is in the sums already."""
     m, n = y.shape
     other = None if epilogue.other is None else epilogue.other.reshape(y.shape).contiguous()
-    finished[triton.cdiv(n, COLUMNS), triton.cdiv(m, ROWS)](
+    finished[cdiv(n, COLUMNS), cdiv(m, ROWS)](
         acc, y, other, None if scaled else epilogue.alpha, epilogue.beta, *rows(epilogue), m, n,
         BM=ROWS, BN=COLUMNS, ACT=epilogue.act, CODES=y.dtype == torch.int8, num_warps=4, **OPTIONS,
     )  # fmt: skip

@@ -25,11 +25,17 @@ class Chip:
 INTERPRETER = Chip("interpreter", (9, 0), 4, 232448)
 
 
+@functools.cache
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 when this package was imported)."""
     from qpass_kernels import blocks
 
     return not isinstance(blocks.codes, triton.runtime.JITFunction)
+
+
+def cdiv(a: int, b: int) -> int:
+    """A / b, rounded up. triton's own takes some microseconds outside of a kernel."""
+    return -(-a // b)
 
 
 def chip_of(device: torch.device) -> Chip:

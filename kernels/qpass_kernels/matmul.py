@@ -9,14 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from qpass_kernels import tuning
 from qpass_kernels.configs import Config, rule
 from qpass_kernels.epilogue import ARGUMENTS, Epilogue
 from qpass_kernels.finished import finish_sums
-from qpass_kernels.launch import check_device, chip_of
+from qpass_kernels.launch import cdiv, check_device, chip_of
+from qpass_kernels.layouts import why_no_group
 
 LIBRARY = torch.library.Library("qpass_kernels", "DEF")
 FLOATS = (torch.bfloat16, torch.float16)
@@ -100,7 +100,7 @@ def config_for(kind: str, m: int, n: int, k: int, x: Tensor, given: Config | Non
 
 def tiles(m: int, n: int, config: Config) -> tuple[int, int, int]:
     """The grid of a streamed kernel: tiles of outputs, of tokens, slices of K."""
-    return triton.cdiv(n, config.bn), triton.cdiv(m, config.bm), config.split
+    return cdiv(n, config.bn), cdiv(m, config.bm), config.split
 
 
 def residual(epilogue: Epilogue, y: Tensor) -> Tensor | None:
@@ -126,8 +126,6 @@ def check_words(op: str, words: Tensor, dtype: torch.dtype, row: int, k: int) ->
 
 def check_groups(op: str, name: str, value: Tensor | None, dtype: torch.dtype, n: int, k: int, kind: str) -> None:
     """Raises ValueError unless value is [G, N] of groups that a kernel of `kind` takes."""
-    from qpass_kernels.layouts import why_no_group
-
     if value is None:
         return
     if value.dtype != dtype or value.dim() != 2 or value.shape[1] != n or not value.is_contiguous():

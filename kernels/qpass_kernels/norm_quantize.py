@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from qpass_kernels.blocks import rounded
 from qpass_kernels.epilogue import check_vector
-from qpass_kernels.launch import OPTIONS, check_device
+from qpass_kernels.launch import OPTIONS, cdiv, check_device
 from qpass_kernels.matmul import define
 from qpass_kernels.quantize import by_column, row_scale, static_scale, widened, write_codes
 from qpass_kernels.rows import FLOATS, Rows, check_like, flat, options, shapes
@@ -140,7 +140,7 @@ def by_norm(
     if m == 0 or k == 0:
         return total, kept, *rows.reference(x)
     x, residual, sizes = flat(x), None if residual is None else flat(residual), shapes(m, k)
-    normed_codes[triton.cdiv(m, sizes["ROWS"]),](
+    normed_codes[cdiv(m, sizes["ROWS"]),](
         x, residual, weight, bias, rows.mul, rows.add, None if residual is None else total, kept if keep else None,
         codes.view(torch.int8), *rows.written(scale, zero), eps, m, k, x.stride(0),
         0 if residual is None else residual.stride(0), RMS=rms, **sizes, **options(rows), **OPTIONS,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qpass_kernels.conv_weights import WINDOW, Window, channels_last, empty_image
-from qpass_kernels.launch import OPTIONS, check_device
+from qpass_kernels.launch import OPTIONS, cdiv, check_device
 from qpass_kernels.matmul import define
 
 TYPES = (torch.int8, torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32)
@@ -74,7 +74,7 @@ def pool(x: Tensor, window: Window, ceil_mode: bool) -> Tensor:
     n = x.shape[1]
     m, bn = y.numel() // n, min(max(triton.next_power_of_2(n), 16), 128)
     bm = 2048 // bn
-    largest[triton.cdiv(m, bm), triton.cdiv(n, bn)](
+    largest[cdiv(m, bm), cdiv(n, bn)](
         channels_last(x), y, m, n, *x.shape[2:], *y.shape[2:], *window.stride, *window.padding, *window.dilation,
         KH=window.kernel[0], KW=window.kernel[1], BM=bm, BN=bn, num_warps=4, **OPTIONS,
     )  # fmt: skip

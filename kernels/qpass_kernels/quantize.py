@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from qpass_kernels.blocks import e4m3, round_even
-from qpass_kernels.launch import OPTIONS, check_device
+from qpass_kernels.launch import OPTIONS, cdiv, check_device
 from qpass_kernels.matmul import define
 from qpass_kernels.rows import TILE, Rows, flat, options, shapes
 
@@ -150,7 +150,7 @@ def by_row(x: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         return rows.reference(x)
     codes, scale, zero = rows.empty(x)
     x, sizes = flat(x), shapes(m, k)
-    own_scales[triton.cdiv(m, sizes["ROWS"]),](
+    own_scales[cdiv(m, sizes["ROWS"]),](
         x, rows.mul, rows.add, codes.view(torch.int8), scale, zero, m, k, x.stride(0), **sizes, **options(rows), **OPTIONS
     )  # fmt: skip
     return codes, scale, zero
@@ -168,7 +168,7 @@ def by_tensor(x: Tensor, rows: Rows) -> Tensor:
     x = flat(x)
     m, k = x.shape
     sizes = shapes(m, min(k, TILE))
-    programs = triton.cdiv(m, sizes["ROWS"]) * triton.cdiv(k, sizes["BLOCK"])
+    programs = cdiv(m, sizes["ROWS"]) * cdiv(k, sizes["BLOCK"])
     one_scale[programs,](
         x, rows.mul, rows.add, codes.view(torch.int8), rows.out_scale, float(rows.out_zero), m, k, x.stride(0),
         ROWS=sizes["ROWS"], BLOCK=sizes["BLOCK"], E4M3=codes.dtype != torch.int8, num_warps=sizes["num_warps"], **OPTIONS,

@@ -21,7 +21,7 @@ from qpass_kernels.blocks import arrive, finish, gathered, part_of
 from qpass_kernels.configs import Config
 from qpass_kernels.epilogue import Epilogue
 from qpass_kernels.finished import rows
-from qpass_kernels.launch import OPTIONS, interpreting, scratch
+from qpass_kernels.launch import OPTIONS, cdiv, interpreting, scratch
 from qpass_kernels.layouts import BLOCK, unpack
 from qpass_kernels.matmul import (
     check_float_input,
@@ -170,7 +170,7 @@ def check(op: str, x: Tensor, words: Tensor, scale: Tensor | None, zero: Tensor)
     """
     check_float_input(op, x)
     (n, _), k = words.shape, x.shape[-1]
-    check_words(op, words, torch.uint16, triton.cdiv(k, BLOCK) * BLOCK // 4, k)
+    check_words(op, words, torch.uint16, cdiv(k, BLOCK) * BLOCK // 4, k)
     check_groups(op, "scale", scale, torch.float16, n, k, "w4a16")
     check_groups(op, "zero", zero, torch.uint8, n, k, "w4a16")
     if zero.shape[0] != (1 if scale is None else scale.shape[0]):
@@ -213,7 +213,7 @@ def launch(
     config = fitted(config_for("w4a16", m, n, k, x, config), group)
     if config.how == "dequantized":
         real = torch.empty((n, k), dtype=x.dtype, device=x.device)
-        grid = triton.cdiv(n, config.bn), triton.cdiv(k, BLOCK)
+        grid = cdiv(n, config.bn), cdiv(k, BLOCK)
         dequantized[grid](
             words, scale, zero, epilogue.alpha, real, n, k, BN=config.bn, GROUP=group, num_warps=4, **OPTIONS
         )  # fmt: skip

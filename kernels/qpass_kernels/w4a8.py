@@ -16,7 +16,7 @@ from qpass_kernels.blocks import arrive, finish, gathered, part_of
 from qpass_kernels.configs import Config
 from qpass_kernels.epilogue import Epilogue
 from qpass_kernels.finished import rows
-from qpass_kernels.launch import OPTIONS, interpreting, scratch
+from qpass_kernels.launch import OPTIONS, cdiv, interpreting, scratch
 from qpass_kernels.layouts import block_of, unpack
 from qpass_kernels.matmul import check_groups, check_words, config_for, define_linear, residual, tiles
 from qpass_kernels.unpack import halves
@@ -87,7 +87,7 @@ def check(op: str, x: Tensor, words: Tensor, scale: Tensor | None) -> None:
     n, k = words.shape[0], x.shape[-1]
     check_groups(op, "scale", scale, torch.float16, n, k, "w4a8")
     block = block_of("w4a8", 0 if scale is None else k // scale.shape[0])
-    check_words(op, words, torch.uint8, triton.cdiv(k, block) * block // 2, k)
+    check_words(op, words, torch.uint8, cdiv(k, block) * block // 2, k)
 
 
 def sums(x: Tensor, words: Tensor, scale: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from qpass_kernels.blocks import arrive, finish, gathered, part_of
 from qpass_kernels.configs import Config
 from qpass_kernels.epilogue import Epilogue
 from qpass_kernels.finished import finish_sums, rows
-from qpass_kernels.launch import OPTIONS, interpreting, scratch
+from qpass_kernels.launch import OPTIONS, cdiv, interpreting, scratch
 from qpass_kernels.layouts import BLOCK, unpack
 from qpass_kernels.matmul import check_float_input, check_words, config_for, define_linear, residual, tiles
 from qpass_kernels.unpack import bytes_of
@@ -86,7 +86,7 @@ def check(op: str, x: Tensor, words: Tensor) -> None:
     """Raises ValueError unless x [..., K] is a 16-bit float and words are the packed rows [N, K] (layouts.py)."""
     check_float_input(op, x)
     k = x.shape[-1]
-    check_words(op, words, torch.uint16, triton.cdiv(k, BLOCK) * BLOCK // 2, k)
+    check_words(op, words, torch.uint16, cdiv(k, BLOCK) * BLOCK // 2, k)
 
 
 def sums(x: Tensor, words: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def launch(x: Tensor, words: Tensor, *, y: Tensor, epilogue: Epilogue, config: C
     config = config_for("w8a16", m, n, k, x, config)
     if config.how == "dequantized":
         real = torch.empty((n, k), dtype=x.dtype, device=x.device)
-        grid = triton.cdiv(n, config.bn), triton.cdiv(k, BLOCK)
+        grid = cdiv(n, config.bn), cdiv(k, BLOCK)
         dequantized[grid](words, epilogue.alpha, real, n, k, BN=config.bn, num_warps=4, **OPTIONS)
         return multiply(x, real, y, epilogue)
     grid = tiles(m, n, config)

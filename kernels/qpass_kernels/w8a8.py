@@ -19,7 +19,7 @@ from qpass_kernels.blocks import arrive, finish, gathered, halved, part_of
 from qpass_kernels.configs import Config
 from qpass_kernels.epilogue import Epilogue
 from qpass_kernels.finished import finish_sums, rows
-from qpass_kernels.launch import OPTIONS, chip_of, scratch
+from qpass_kernels.launch import OPTIONS, cdiv, chip_of, scratch
 from qpass_kernels.matmul import config_for, define_linear, residual, tiles
 
 
@@ -133,7 +133,7 @@ def launch(x: Tensor, weight: Tensor, *, y: Tensor, epilogue: Epilogue, config: 
         x_at = TensorDescriptor.from_tensor(x, [config.bm, config.bk])
         w_at = TensorDescriptor.from_tensor(weight, [config.bn, config.bk])
         programs = chip_of(x.device).processors
-        persistent[min(programs, triton.cdiv(m, config.bm) * triton.cdiv(n, config.bn)),](
+        persistent[min(programs, cdiv(m, config.bm) * cdiv(n, config.bn)),](
             x_at, w_at, y, residual(epilogue, y), *after, BM=config.bm, BN=config.bn, BK=config.bk,
             PROGRAMS=programs, GROUP=config.band, **kept, **sizes,
         )  # fmt: skip

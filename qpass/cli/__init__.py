@@ -123,11 +123,11 @@ def _bench(of: argparse.ArgumentParser) -> None:
     add = of.add_argument
     add("target", nargs="?", default="mlp", metavar="MODEL", help="default: mlp")
     add("--scheme", action="append", metavar="SCHEME", help="may be repeated; default: what qpass chooses by itself")
-    add("--backend", default="auto", help="auto, cpu or reference (default: %(default)s)")
+    add("--backend", default="auto", help="auto, cpu, triton or reference (default: %(default)s)")
     add("--rounds", type=int, default=15, help="how often each is timed (default: %(default)s)")
 
 
 def _how(of: argparse.ArgumentParser) -> None:
     add = of.add_argument
-    add("--scheme", help="w8a8, w8a8-dynamic, w8a16; default: w8a8 where there is calibration, else w8a8-dynamic")
-    add("--backend", default="auto", help="auto, cpu or reference (default: %(default)s)")
+    add("--scheme", help="w8a8, w8a8-dynamic, w4a16, fp8, ... (docs/schemes.md); default: w8a8 where there is calibration, else w8a8-dynamic")
+    add("--backend", default="auto", help="auto, cpu, triton or reference (default: %(default)s)")
