@@ -81,7 +81,11 @@ def _narrow(words: Tensor, dtype: torch.dtype) -> Tensor:
 def group_scales(scale: Tensor) -> tuple[Tensor, Tensor]:
     """float32 [N, G] -> float16 [G, N], each row's largest at most 1, and float32 [N] to multiply by at the end.
 
-    A product of the two is within 2^-11 of the scale, for scales down to a sixteen-thousandth of their row's largest.
+    A product of the two is within 2^-11 of the scale, for scales down to a sixteen-thousandth of their row's largest. Raises
+    ValueError where a scale is negative or not finite; one of 0 makes its weights 0.
     """
+    if scale.numel() and not (bool(torch.isfinite(scale).all()) and float(scale.min()) >= 0):
+        row, group = (~(torch.isfinite(scale) & (scale >= 0))).nonzero()[0].tolist()
+        raise ValueError(f"scales must be finite and not negative; that of row {row}, group {group} is {scale[row, group]}")
     top = scale.amax(1).clamp(min=torch.finfo(torch.float32).tiny)
     return (scale / top[:, None]).to(torch.float16).t().contiguous(), top

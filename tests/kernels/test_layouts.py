@@ -63,6 +63,14 @@ def test_group_scales():
     assert torch.isfinite(layouts.group_scales(torch.zeros(2, 3))[0]).all()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_scales_that_are_none(value):
+    scale = torch.ones(3, 4)
+    scale[2, 1] = value
+    with pytest.raises(ValueError, match=f"that of row 2, group 1 is {value}"):
+        layouts.group_scales(scale)
+
+
 def lanes(value):
     return value & 0xFFFF, value >> 16 & 0xFFFF
 
