@@ -86,6 +86,8 @@ def group_scales(scale: Tensor) -> tuple[Tensor, Tensor]:
     """
     if scale.numel() and not (bool(torch.isfinite(scale).all()) and float(scale.min()) >= 0):
         row, group = (~(torch.isfinite(scale) & (scale >= 0))).nonzero()[0].tolist()
-        raise ValueError(f"scales must be finite and not negative; that of row {row}, group {group} is {scale[row, group]}")
+        raise ValueError(
+            f"scales must be finite and not negative; that of row {row}, group {group} is {scale[row, group]}"
+        )
     top = scale.amax(1).clamp(min=torch.finfo(torch.float32).tiny)
     return (scale / top[:, None]).to(torch.float16).t().contiguous(), top
