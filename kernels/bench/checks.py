@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from bench import convolutions, quantizes
 from bench.cases import judged
-from qpass_kernels import samples, timing
-from qpass_kernels.candidates import candidates
+from qpass_kernels import layers, samples, timing
+from qpass_kernels.candidates import candidates, for_convolution
 from qpass_kernels.launch import chip_of
 from qpass_kernels.tuning import described
 
@@ -55,6 +56,57 @@ def check(
                     bad += 1
                     say(f"  {kind} {m} x {n} x {k} {described(config)}: WRONG: {why}")
             say(f"{kind} {m} x {n} x {k}: {right} of {len(tried)} configurations right, {left_out} did not run")
+    return bad
+
+
+def check_layers(
+    device: torch.device, dry: bool, repeat: int = 3, most: int | None = None, say: Callable[[str], None] = print
+) -> int:
+    """The same for convolutions: every configuration of each layer on two images, steps of a code against float64."""
+    bad = 0
+    for layer in convolutions.DRY_LAYERS if dry else convolutions.LAYERS:
+        sample = layers.images(layer, 2, device)
+        m, n, c, k = layers.product(layer, 2)
+        tried = [None] if layer.is_depthwise else for_convolution(m, n, c, k, layer.groups, chip_of(device))[:most]
+        right, left_out, wanted = 0, 0, sample.exact([0, 1]).double()
+        for config in tried:
+            name = "its rule" if config is None else described(config)
+            try:
+                y = sample.run(config)
+                off = float((y.double() - wanted).abs().max())
+                same = all(torch.equal(y, sample.run(config)) for _ in range(repeat))
+            except Exception as error:
+                timing.alive(device)
+                left_out += 1
+                bad += config is tried[0]
+                say(f"  {layer} {name}: did not run: {timing.reason(error)}")
+                continue
+            fine = off <= 1 and same
+            right += fine
+            bad += not fine
+            if not fine:
+                say(
+                    f"  {layer} {name}: WRONG: {off:.0f} steps off, "
+                    + ("the same bits" if same else "other bits each time")
+                )
+        say(f"{layer}: {right} of {len(tried)} configurations right, {left_out} did not run")
+    return bad
+
+
+def check_rows(
+    device: torch.device, dtype: torch.dtype, dry: bool, repeat: int = 3, say: Callable[[str], None] = print
+) -> int:
+    """The same for the quantizes of rows."""
+    bad = 0
+    for kind in quantizes.QUANTIZES:
+        for rows, columns in quantizes.DRY_ROWS if dry else (*quantizes.ROWS, (33, 999), (7, 20000)):
+            made = quantizes.ready(kind, rows, columns, device, dtype, True)
+            off, allowed = made.judge()
+            first = made.calls[0]()
+            same = all(torch.equal(a, b) for _ in range(repeat) for a, b in zip(first, made.calls[0](), strict=True))
+            fine = off <= allowed and same
+            bad += not fine
+            say(f"{kind.name} {rows} x {columns}: {off:.2f} steps off" + ("" if fine else ": WRONG"))
     return bad
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qpass_kernels import timing
 from qpass_kernels.timing import Times
@@ -76,6 +78,40 @@ def ceilings(clock: Any, device: torch.device, size: int = 8192, length: int = 1
             rates[name], why_not[name] = None, timing.reason(error)
             timing.alive(device)
     return Ceilings(copied, rates, why_not)
+
+
+def replayed_call(
+    call: Callable[[], Tensor], back: Callable[[], Any], device: torch.device, dry: bool, seconds: float = 4.0
+) -> tuple[Tensor, Times]:
+    """(what a call returns, its times as a replayed graph, or made-up ones). back: what to do before each call, not timed."""
+    if dry:
+        back()
+        return call(), Times(100.0, 99.0, 101.0)
+    stream = timing.stream_of(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            back()
+            call()
+        back()
+        torch.cuda.synchronize(device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            result = call()
+        spent: list[float] = []
+        until = time.monotonic() + seconds
+        while len(spent) < 10 or time.monotonic() < until:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            back()
+            torch.cuda._sleep(timing.WAIT)
+            start.record(stream)
+            graph.replay()
+            end.record(stream)
+            torch.cuda.synchronize(device)
+            spent.append(1000 * start.elapsed_time(end))
+        found = result.clone()
+    torch.cuda.synchronize(device)
+    return found, timing.summary(spent[2:])
 
 
 def _copy(length: int, device: torch.device) -> Callable[[], Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import inspect
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import tables
+from bench.clocks import replayed_call
 from bench.tables import Row
 from qpass_kernels import timing
 
@@ -157,36 +157,10 @@ def _measured(
         print(f"{row.scheme:22} {row.case:8} {row.m:5} {row.us or 0:10.1f} us {row.ratio or 0:6.2f} x  {row.verdict}")
 
 
-def _timed(step: Step, device: torch.device, dry: bool, seconds: float = 4.0) -> tuple[Tensor, timing.Times]:
-    """(float32 logits, times of a call), each call a replay of one graph, or a call that pretends."""
-    call, back = step
-    if dry:
-        back()
-        return call()[:, -1].float(), timing.Times(100.0, 99.0, 101.0)
-    stream = timing.stream_of(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            back()
-            call()
-        back()
-        torch.cuda.synchronize(device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            logits = call()
-        spent, until = [], time.monotonic() + seconds
-        while len(spent) < 10 or time.monotonic() < until:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            back()
-            torch.cuda._sleep(timing.WAIT)
-            start.record(stream)
-            graph.replay()
-            end.record(stream)
-            torch.cuda.synchronize(device)
-            spent.append(1000 * start.elapsed_time(end))
-        found = logits[:, -1].float().clone()
-    torch.cuda.synchronize(device)
-    return found, timing.summary(spent[2:])
+def _timed(step: Step, device: torch.device, dry: bool) -> tuple[Tensor, timing.Times]:
+    """(float32 logits of the last token, times of a call)."""
+    logits, found = replayed_call(*step, device, dry)
+    return logits[:, -1].float(), found
 
 
 def _goal(goals: dict[str, float], name: str) -> str:

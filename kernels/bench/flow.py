@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from bench import cases, tables
+from bench import cases, convolutions, quantizes, tables
 from bench.clocks import Ceilings, DryClock, GraphClock, ceilings
 from bench.peers import PEERS
 from bench.tables import Row
 from qpass_kernels import timing
 from qpass_kernels.launch import chip_of
+from qpass_kernels.layers import Layer
 
 DRY_GOALS = {(64, 128, 2): {"w8a8": 1.75, "w4a16": 0.5}, (64, 128, 40): {"w4a8": 1.5}}
 DRY_NORMS = ((8, 64),)
@@ -36,17 +37,8 @@ def measured(args: argparse.Namespace, device: torch.device) -> tuple[list[Row],
     for name, rate in tops.rates.items():
         about[name] = f"{rate / 1e12:.0f} T/s" if rate else f"failed: {tops.why_not[name]}"
     rows: list[Row] = []
-    goals = DRY_GOALS if args.dry else cases.GOALS
     try:
-        for n, k, m in goals:
-            if args.only and f"{n}x{k}" not in args.only:
-                continue
-            if args.tune:
-                _tuned(args, m, n, k, device)
-            products(m, n, k, goals[n, k, m], args, clock, tops, device, rows)
-        if not args.only:
-            for m, k in DRY_NORMS if args.dry else cases.NORMS:
-                norms(m, k, clock, tops, device, dtype_of(args.dry), rows)
+        _everything(args, clock, tops, device, rows)
     except (timing.Lost, torch.AcceleratorError, KeyboardInterrupt) as error:
         for row in rows:
             if row.us is None and not row.verdict:
@@ -54,6 +46,27 @@ def measured(args: argparse.Namespace, device: torch.device) -> tuple[list[Row],
         about["stopped"] = f"after {sum(row.us is not None for row in rows)} times: {timing.reason(error)}"
         print(about["stopped"], file=sys.stderr)
     return rows, about
+
+
+def _everything(args: argparse.Namespace, clock: Any, tops: Ceilings, device: torch.device, rows: list[Row]) -> None:
+    dtype = dtype_of(args.dry)
+    goals = DRY_GOALS if args.dry else cases.GOALS
+    for n, k, m in goals:
+        if not args.only or f"{n}x{k}" in args.only:
+            if args.tune:
+                _tuned(args, m, n, k, device)
+            products(m, n, k, goals[n, k, m], args, clock, tops, device, rows)
+    if args.only:
+        return
+    for m, k in DRY_NORMS if args.dry else cases.NORMS:
+        norms(m, k, clock, tops, device, dtype, rows)
+    for m, k in quantizes.DRY_ROWS if args.dry else quantizes.ROWS:
+        codes(m, k, clock, tops, device, dtype, rows)
+    batch = 2 if args.dry else convolutions.BATCH
+    for layer in convolutions.DRY_LAYERS if args.dry else convolutions.LAYERS:
+        if args.tune and not layer.is_depthwise:
+            _layer_tuned(args, layer, batch, device)
+        convolution(layer, batch, clock, tops, device, dtype, rows)
 
 
 def products(
@@ -109,6 +122,44 @@ def norms(
     shown(makers)
 
 
+def codes(
+    m: int, k: int, clock: Any, tops: Ceilings, device: torch.device, dtype: torch.dtype, rows: list[Row]
+) -> None:
+    """Adds the rows of quantizes by themselves and with an activation."""
+    for kind in quantizes.QUANTIZES:
+        makers = [
+            (
+                Row(f"rows of {k}", m, kind.name, by),
+                functools.partial(quantizes.ready, kind, m, k, device, dtype, fused),
+            )
+            for by, fused in (("torch, op by op", False), ("qpass", True))
+        ]
+        rows += [row for row, _ in makers]
+        timed(makers, clock, tops, 0.0, device)
+        _compared(makers)
+
+
+def convolution(
+    layer: Layer, batch: int, clock: Any, tops: Ceilings, device: torch.device, dtype: torch.dtype, rows: list[Row]
+) -> None:
+    """Adds the rows of one convolution of so many images."""
+    makers = [
+        (Row(str(layer), batch, "bf16", "torch F.conv2d"), lambda: convolutions.plain(layer, batch, device, dtype)),
+        (Row(str(layer), batch, "int8", "qpass"), lambda: convolutions.ours(layer, batch, device)),
+    ]
+    rows += [row for row, _ in makers]
+    timed(makers, clock, tops, convolutions.operations(layer, batch), device)
+    _compared(makers)
+
+
+def _compared(makers: Sequence[Maker]) -> None:
+    """Ratios to the first, and a line for each."""
+    plain = makers[0][0].us
+    for row, _ in makers:
+        row.ratio = plain / row.us if plain and row.us else None
+    shown(makers)
+
+
 def timed(makers: Sequence[Maker], clock: Any, tops: Ceilings, operations: float, device: torch.device) -> None:
     """Fills rows in: what fails says why, what is wrong is not timed, the rest is replayed in turn."""
     graphs, filled = [], []
@@ -146,6 +197,17 @@ def _survived(row: Row, device: torch.device) -> None:
         timing.alive(device)
     except timing.Lost as lost:
         raise timing.Lost(f"{row.case}, {row.m} rows, {row.scheme} by {row.by}: {row.verdict}; {lost}") from lost
+
+
+def _layer_tuned(args: argparse.Namespace, layer: Layer, batch: int, device: torch.device) -> None:
+    from qpass_kernels.tuning import tune_layer
+
+    try:
+        tune_layer(layer, batch, device, args.tune, print)
+    except timing.Lost:
+        raise
+    except Exception as error:
+        print(f"{layer}: not tuned: {timing.reason(error)}")
 
 
 def _tuned(args: argparse.Namespace, m: int, n: int, k: int, device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
     --check          no times: every configuration against float64, and --repeat N runs bit for bit
     --end-to-end     a model of 8 billion parameters instead of single products
+    --images         ResNet-50 and MobileNetV2 instead of single products
     --dry            the whole flow on a CPU with tiny shapes and a clock that only pretends
 
 Exits with 1 where a result is wrong, 2 where there is no GPU.
@@ -21,29 +22,34 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from qpass_kernels.measured import KINDS, slug
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
+    if "--dry" in (sys.argv if argv is None else argv):
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which nothing has done yet
     args = arguments(argv)
-    if args.dry:
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined, in the imports below
-    elif not torch.cuda.is_available():
+    if not args.dry and not torch.cuda.is_available():
         print("The benchmark measures on a CUDA device, and there is none; --dry runs on a CPU.", file=sys.stderr)
         return 2
-    from bench import checks, end_to_end, flow, tables
+    from bench import checks, end_to_end, flow, networks, tables
+    from qpass_kernels.measured import KINDS
 
     device = torch.device("cpu") if args.dry else torch.device("cuda", torch.cuda.current_device())
     torch.manual_seed(0)
     if args.check:
         shapes, most = (checks.TINY, 4) if args.dry else (checks.SHAPES, None)
-        return int(checks.check(args.kinds, device, flow.dtype_of(args.dry), shapes, args.repeat, most) > 0)
+        bad = checks.check(args.kinds, device, flow.dtype_of(args.dry), shapes, args.repeat, most)
+        if set(args.kinds) == set(KINDS):
+            bad += checks.check_layers(device, args.dry, args.repeat, most)
+            bad += checks.check_rows(device, flow.dtype_of(args.dry), args.dry, args.repeat)
+        return int(bad > 0)
     folder = args.out or default_folder(device, args.dry)
     if args.end_to_end:
         return end_to_end.main(folder, device, args.dry)
+    if args.images:
+        return networks.main(folder, device, args.dry)
     rows, about = flow.measured(args, device)
     for path in tables.write(folder, "kernels", rows, about, args.dry):
         print(path)
@@ -54,11 +60,15 @@ def default_folder(device: torch.device, dry: bool) -> Path:
     """Folder docs/benchmarks/<date>-<gpu>, or a temporary folder for a dry run."""
     if dry:
         return Path(tempfile.mkdtemp(prefix="qpass-dry-"))
+    from qpass_kernels.measured import slug
+
     name = slug(torch.cuda.get_device_properties(device).name)
     return ROOT / "docs" / "benchmarks" / f"{datetime.date.today()}-{name}"
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    from qpass_kernels.measured import KINDS
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of the results; docs/benchmarks/<date>-<gpu> unless given")
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS))
@@ -69,6 +79,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--repeat", type=int, default=3, help="with --check")
     parser.add_argument("--end-to-end", action="store_true")
+    parser.add_argument("--images", action="store_true")
     parser.add_argument("--dry", action="store_true")
     args = parser.parse_args(argv)
     if unknown := set(args.kinds) - set(KINDS):

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
+from qpass_kernels import conv
 from qpass_kernels.configs import Config, bucket, rule
 from qpass_kernels.launch import Chip
 
@@ -82,3 +83,26 @@ def _unlike(config: Config, first: Config) -> int:
         return 4 if config.how == "streamed" else 1
     mine, its = asdict(config), asdict(first)
     return sum(mine[name] != its[name] for name in its)
+
+
+def for_convolution(m: int, n: int, c: int, k: int, groups: int, chip: Chip) -> list[Config]:
+    """What to try for a convolution of M pixels, N outputs, C channels of a group, sums of K: the rule's choice first."""
+    first = conv.rule(m, n, c, k, groups, chip)
+    found = []
+    for bm, bn, bk, split, warps, stages in itertools.product(
+        (128, 64, 256), (256, 128, 64, 32, 16), (128, 64, 32), SPLITS, WARPS, (4, 3)
+    ):
+        config = Config("streamed", bm, bn, bk, split, warps=warps, stages=stages)
+        tiles = -(-m // bm) * -(-n // bn) * groups
+        if bn > max(2 * n, 16) or bk > max(k, 32) or stages * bk * (bm + bn) > 0.9 * chip.shared:
+            continue
+        if (
+            bk not in (first.bk, c) and c % bk and c > 32
+        ):  # each k a tap of its own, though there is a block that needs none
+            continue
+        if not 2048 <= bm * bn // (warps // 4) <= 128 * 128 or (warps == 4 and bm > 128):
+            continue
+        if split > 1 and (2 * split * bk > k or tiles * split > 2 * chip.processors):
+            continue
+        found.append(config)
+    return [first, *sorted((f for f in dict.fromkeys(found) if f != first), key=lambda f: _unlike(f, first))]

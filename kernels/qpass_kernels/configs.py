@@ -14,6 +14,7 @@ from typing import Any
 
 from qpass_kernels.launch import Chip
 
+PIXELS = tuple(4**i for i in range(3, 13))  # buckets of pixels of a convolution's result
 BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 HOW = ("streamed", "persistent", "dequantized", "library")
 
@@ -50,9 +51,15 @@ class Config:
         return made
 
 
-def bucket(m: int) -> int:
-    """The number of tokens that stands for M: the next of BUCKETS, the last for all beyond."""
-    return BUCKETS[min(bisect.bisect_left(BUCKETS, m), len(BUCKETS) - 1)]
+def bucket(m: int, kind: str = "") -> int:
+    """What stands for M, tokens or a convolution's pixels: the next of BUCKETS or PIXELS, the last for all beyond."""
+    sizes = PIXELS if kind.startswith("conv") else BUCKETS
+    return sizes[min(bisect.bisect_left(sizes, m), len(sizes) - 1)]
+
+
+def conv_kind(kernel: tuple[int, ...], channels: int, groups: int) -> str:
+    """The kind of a convolution of int8, as measured configurations are filed under; channels: of a group."""
+    return f"conv{kernel[0]}x{kernel[1]}c{channels}g{groups}"
 
 
 @functools.lru_cache(4096)

@@ -11,6 +11,7 @@ A 1 x 1 window that visits every pixel once is w8a8.py's matmul.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from qpass_kernels import w8a8
 from qpass_kernels.blocks import arrive, gathered, part_of
-from qpass_kernels.configs import Config
+from qpass_kernels.configs import Config, conv_kind
 from qpass_kernels.conv_blocks import outputs, parted, settle, state
 from qpass_kernels.conv_weights import (
     ARGUMENTS,
@@ -39,6 +40,7 @@ from qpass_kernels.conv_weights import (
 from qpass_kernels.epilogue import check_vector
 from qpass_kernels.launch import OPTIONS, Chip, cdiv, check_device, chip_of, scratch
 from qpass_kernels.matmul import define
+from qpass_kernels.measured import known
 
 TILES = (  # from so many pixels and outputs of a group on: bm, bn, warps
     (2048, 193, 128, 256, 8),
@@ -132,6 +134,7 @@ def check(op: str, x: Tensor, weight: Tensor, correction: Tensor | None, window:
         raise ValueError(f"{op}: correction must have {count} rows, of int8, not {correction.shape[0]} of {x.dtype}")
 
 
+@functools.lru_cache(4096)
 def rule(m: int, n: int, c: int, k: int, groups: int, chip: Chip) -> Config:
     """The tiles of M pixels, and N outputs of C channels of a group, in sums of K; as wide as all processors have one."""
     enough = [wide for wide in (256, 128) if m * n * groups >= 128 * wide * chip.processors]
@@ -145,6 +148,12 @@ def rule(m: int, n: int, c: int, k: int, groups: int, chip: Chip) -> Config:
     while split < 8 and tiles * split < chip.processors and k // bk >= 8 * split:
         split *= 2
     return Config(bm=bm, bn=bn, bk=bk, split=split, warps=warps, stages=stages)
+
+
+def chosen(m: int, n: int, c: int, kernel: tuple[int, ...], groups: int, chip: Chip) -> Config:
+    """The configuration measured for a convolution of M pixels, N outputs and C channels of a group, or ruled."""
+    k = kernel[0] * kernel[1] * c
+    return known(conv_kind(kernel, c, groups), m, n, k, chip) or rule(m, n, c, k, groups, chip)
 
 
 def convolve(
@@ -166,7 +175,7 @@ def convolve(
         epilogue = replace(after.plain(), other=other, offset=None if correction is None else correction[-1])
         w8a8.launch(rows.view(m, c), weight, y=y.permute(0, 2, 3, 1).view(m, n), epilogue=epilogue, config=None)
         return y
-    config = config or rule(m, n // groups, c, weight.shape[1], groups, chip_of(x.device))
+    config = config or chosen(m, n // groups, c, window.kernel, groups, chip_of(x.device))
     tiles = cdiv(m, config.bm) * cdiv(n // groups, config.bn)
     dtype = torch.int32 if x.dtype == torch.int8 else torch.float32
     parts = scratch(x, tiles * groups, config.split, config.bm * config.bn, dtype)

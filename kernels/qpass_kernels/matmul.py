@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpass_kernels import tuning
 from qpass_kernels.configs import Config, rule
 from qpass_kernels.epilogue import ARGUMENTS, Epilogue
 from qpass_kernels.finished import finish_sums
 from qpass_kernels.launch import cdiv, check_device, chip_of
 from qpass_kernels.layouts import why_no_group
+from qpass_kernels.measured import known
 
 LIBRARY = torch.library.Library("qpass_kernels", "DEF")
 FLOATS = (torch.bfloat16, torch.float16)
@@ -95,7 +95,7 @@ def run(
 def config_for(kind: str, m: int, n: int, k: int, x: Tensor, given: Config | None) -> Config:
     """The configuration given, measured, or ruled, in this order."""
     chip = chip_of(x.device)
-    return given or tuning.known(kind, m, n, k, chip) or rule(kind, m, n, k, chip)
+    return given or known(kind, m, n, k, chip) or rule(kind, m, n, k, chip)
 
 
 def tiles(m: int, n: int, config: Config) -> tuple[int, int, int]:

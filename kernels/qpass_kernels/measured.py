@@ -33,6 +33,7 @@ except ImportError:  # Windows: two processes that write in the same moment may 
 LOG = logging.getLogger("qpass")
 VERSION = 1  # raise it when a kernel changes so that other tiles are best
 SHIPPED = Path(__file__).parent / "tuned"
+CONV = re.compile(r"conv\d+x\d+c\d+g\d+")
 KINDS = ("w8a8", "fp8", "w8a16", "w4a16", "w4a8")
 Key = tuple[str, int, int, int]  # kind, bucket of M, N, K
 Entry = tuple[Config, float]  # microseconds a call
@@ -42,11 +43,14 @@ _said: set[str] = set()
 
 
 def known(kind: str, m: int, n: int, k: int, chip: Chip) -> Config | None:
-    """The configuration measured for a product [M, K] x [N, K], if one was: a look-up in memory after the first call."""
+    """The configuration measured for a product [M, K] x [N, K], if one was: a look-up in memory after the first call.
+
+    kind: one of KINDS, or configs.conv_kind: then M is pixels, N outputs of a group, K a row of the packed weight.
+    """
     table = _tables.get(chip.name)
     if table is None:
         table = _tables[chip.name] = _loaded(chip)
-    return table.get((kind, bucket(m), n, k))
+    return table.get((kind, bucket(m, kind), n, k))
 
 
 def remember(entries: dict[Key, Entry], chip: Chip) -> None:
@@ -138,7 +142,7 @@ def _entries(path: Path, chip: Chip, shipped: bool = False) -> dict[Key, Entry]:
 def _key(text: str) -> Key:
     kind, m, shape = [*text.split(" "), "", ""][:3]
     found = re.fullmatch(r"(\d+)x(\d+)", shape)
-    if kind not in KINDS or not m.isdecimal() or found is None:
+    if not (kind in KINDS or CONV.fullmatch(kind)) or not m.isdecimal() or found is None:
         raise ValueError(f"not a kind and a shape: {text!r}")
     return kind, int(m), int(found[1]), int(found[2])
 
