@@ -89,16 +89,13 @@ def for_convolution(m: int, n: int, c: int, k: int, groups: int, chip: Chip) -> 
     """What to try for a convolution of M pixels, N outputs, C channels of a group, sums of K: the rule's choice first."""
     first = conv.rule(m, n, c, k, groups, chip)
     found = []
+    blocks = sorted({first.bk, max(first.bk // 2, 32)}, reverse=True)
     for bm, bn, bk, split, warps, stages in itertools.product(
-        (128, 64, 256), (256, 128, 64, 32, 16), (128, 64, 32), SPLITS, WARPS, (4, 3)
+        (128, 64, 256), (256, 128, 64, 32, 16), blocks, SPLITS, WARPS, (4, 3)
     ):
         config = Config("streamed", bm, bn, bk, split, warps=warps, stages=stages)
         tiles = -(-m // bm) * -(-n // bn) * groups
-        if bn > max(2 * n, 16) or bk > max(k, 32) or stages * bk * (bm + bn) > 0.9 * chip.shared:
-            continue
-        if (
-            bk not in (first.bk, c) and c % bk and c > 32
-        ):  # each k a tap of its own, though there is a block that needs none
+        if not min(n, 32) <= bn <= max(2 * n, 16) or stages * bk * (bm + bn) > 0.9 * chip.shared:
             continue
         if not 2048 <= bm * bn // (warps // 4) <= 128 * 128 or (warps == 4 and bm > 128):
             continue
