@@ -95,7 +95,10 @@ except KeyboardInterrupt:
 
 
 def stopped_at(line, command):
-    """(standard output, standard error, exit status, seconds to exit) of a process sent SIGINT when it prints a line."""
+    """(standard output, standard error, exit status, seconds to exit) of a process sent SIGINT when it prints a line.
+
+    Python drops an interrupt that arrives within a callback of its own (a finalizer); so, as a user would, once more.
+    """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
@@ -105,7 +108,11 @@ def stopped_at(line, command):
         seen += text
     start = time.perf_counter()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=40)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=80)
     return seen + out, err, process.returncode, time.perf_counter() - start
 
 
