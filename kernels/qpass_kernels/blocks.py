@@ -147,3 +147,22 @@ def finish(
         tl.store(y_ptr + where, e4m3(y * inverse), mask=inside)
     else:
         tl.store(y_ptr + where, rounded(y, y_ptr.dtype.element_ty).to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def complete(
+    acc, y, other, rn, rm, M, N, alpha, beta, offset, row_scale, row_zero, inverse, zero, partial, counters,
+    SPLIT: tl.constexpr, ACT: tl.constexpr, CODES: tl.constexpr,
+):  # fmt: skip
+    """The end of a kernel whose programs are (tile of outputs, tile of tokens, slice of K): acc [BN, BM] becomes y."""
+    if SPLIT == 1:
+        finish(acc, y, other, rn, rm, M, N, alpha, beta, offset, row_scale, row_zero, inverse, zero, ACT, CODES, True)
+    else:
+        BN: tl.constexpr = acc.shape[0]
+        BM: tl.constexpr = acc.shape[1]
+        tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        if arrive(acc, partial, counters, tile, tl.program_id(2), BN, BM, SPLIT):
+            acc = gathered(partial, counters, tile, BN, BM, SPLIT, acc.dtype)
+            finish(
+                acc, y, other, rn, rm, M, N, alpha, beta, offset, row_scale, row_zero, inverse, zero, ACT, CODES, True
+            )  # fmt: skip

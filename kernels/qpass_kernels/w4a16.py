@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qpass_kernels.blocks import arrive, finish, gathered, part_of
+from qpass_kernels.blocks import complete, part_of
 from qpass_kernels.configs import Config
 from qpass_kernels.epilogue import Epilogue
 from qpass_kernels.finished import rows
@@ -128,13 +128,10 @@ def streamed(
             acc += tl.dot(a3, x3) * scale_at(scale, held, N, g3)
         at_w += Q
         at_x += BK
-    if SPLIT == 1:
-        finish(acc, y, other, rn, rm, M, N, alpha, beta, None, None, None, inverse, zero, ACT, CODES, True)
-    else:
-        tile = pm * tl.num_programs(0) + pn
-        if arrive(acc, partial, counters, tile, part, BN, BM, SPLIT):
-            acc = gathered(partial, counters, tile, BN, BM, SPLIT, tl.float32)
-            finish(acc, y, other, rn, rm, M, N, alpha, beta, None, None, None, inverse, zero, ACT, CODES, True)
+    complete(
+        acc, y, other, rn, rm, M, N, alpha, beta, None, None, None, inverse, zero,
+        partial, counters, SPLIT, ACT, CODES,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qpass_kernels.blocks import arrive, finish, gathered, part_of
+from qpass_kernels.blocks import complete, part_of
 from qpass_kernels.configs import Config
 from qpass_kernels.epilogue import Epilogue
 from qpass_kernels.finished import rows
@@ -67,15 +67,10 @@ def streamed(
             acc += tl.dot(a1, x1, out_dtype=tl.int32).to(tl.float32) * scale_at(scale, held, N, g1)
         at_w += Q
         at_x += BK
-    if SPLIT == 1:
-        finish(acc, y, other, rn, rm, M, N, alpha, beta, offset, row_scale, row_zero, inverse, zero, ACT, CODES, True)
-    else:
-        tile = pm * tl.num_programs(0) + pn
-        if arrive(acc, partial, counters, tile, part, BN, BM, SPLIT):
-            acc = gathered(partial, counters, tile, BN, BM, SPLIT, ACC)
-            finish(
-                acc, y, other, rn, rm, M, N, alpha, beta, offset, row_scale, row_zero, inverse, zero, ACT, CODES, True
-            )  # fmt: skip
+    complete(
+        acc, y, other, rn, rm, M, N, alpha, beta, offset, row_scale, row_zero, inverse, zero,
+        partial, counters, SPLIT, ACT, CODES,
+    )  # fmt: skip
 
 
 def check(op: str, x: Tensor, words: Tensor, scale: Tensor | None) -> None:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qpass_kernels.blocks import arrive, finish, gathered, part_of
+from qpass_kernels.blocks import complete, part_of
 from qpass_kernels.configs import Config
 from qpass_kernels.epilogue import Epilogue
 from qpass_kernels.finished import finish_sums, rows
@@ -55,13 +55,10 @@ def streamed(
         acc = tl.dot(a1, x1, acc)
         at_w += Q
         at_x += BK
-    if SPLIT == 1:
-        finish(acc, y, other, rn, rm, M, N, alpha, beta, None, None, None, inverse, zero, ACT, CODES, True)
-    else:
-        tile = pm * tl.num_programs(0) + pn
-        if arrive(acc, partial, counters, tile, part, BN, BM, SPLIT):
-            acc = gathered(partial, counters, tile, BN, BM, SPLIT, tl.float32)
-            finish(acc, y, other, rn, rm, M, N, alpha, beta, None, None, None, inverse, zero, ACT, CODES, True)
+    complete(
+        acc, y, other, rn, rm, M, N, alpha, beta, None, None, None, inverse, zero,
+        partial, counters, SPLIT, ACT, CODES,
+    )  # fmt: skip
 
 
 @triton.jit

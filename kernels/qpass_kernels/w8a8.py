@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from qpass_kernels.blocks import arrive, finish, gathered, halved, part_of
+from qpass_kernels.blocks import complete, finish, halved, part_of
 from qpass_kernels.configs import Config
 from qpass_kernels.epilogue import Epilogue
 from qpass_kernels.finished import finish_sums, rows
@@ -50,15 +50,10 @@ def streamed(
         acc = tl.dot(a, b, acc, out_dtype=ACC)
         at_w += BK
         at_x += BK
-    if SPLIT == 1:
-        finish(acc, y, other, rn, rm, M, N, alpha, beta, offset, row_scale, row_zero, inverse, zero, ACT, CODES, True)
-    else:
-        tile = pm * tl.num_programs(0) + pn
-        if arrive(acc, partial, counters, tile, part, BN, BM, SPLIT):
-            acc = gathered(partial, counters, tile, BN, BM, SPLIT, ACC)
-            finish(
-                acc, y, other, rn, rm, M, N, alpha, beta, offset, row_scale, row_zero, inverse, zero, ACT, CODES, True
-            )  # fmt: skip
+    complete(
+        acc, y, other, rn, rm, M, N, alpha, beta, offset, row_scale, row_zero, inverse, zero,
+        partial, counters, SPLIT, ACT, CODES,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M"])
