@@ -34,7 +34,7 @@ from qpass.qtype import QType
 from qpass.range_choice import parse_method
 
 NAMES = ("w8a8", "w8a8-dynamic", "w8a16", "w4a16", "w4a16-g32", "w4a8", "w4a8-dynamic", "fp8", "fp8-static")
-SOLVERS = ("rtn", "gptq")
+SOLVERS = ("rtn", "gptq", "descent")
 OPTIONS = ("range", "smooth", "solver", "equalize", "bias")
 CHOICES = {"solver": SOLVERS, "equalize": ("auto", "weights", "none"), "bias": ("mean", "none")}
 DEFAULT_GROUP = 128

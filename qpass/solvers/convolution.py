@@ -62,7 +62,7 @@ def solve_convolution(
     matrix = rows_of(real, g)
     scale = best_steps(matrix, qtype)
     codes = (matrix / scale[:, None]).round().clamp(qtype.qmin, qtype.qmax).to(torch.int8)
-    if seen is not None and seen.moment is not None and not g.transposed and scheme.solver == "gptq":
+    if seen is not None and seen.moment is not None and not g.transposed and scheme.solver != "rtn":
         moments = seen.covariance if corrected(scheme) else seen.square
         with contextlib.suppress(torch.linalg.LinAlgError):  # moments of too many orders of magnitude: to nearest
             codes, scale = _with_moments(matrix, moments, scale, channel_type(qtype, 0), off, by_column)

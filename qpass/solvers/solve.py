@@ -27,6 +27,7 @@ from qpass.qtype import QParams, QType
 from qpass.range_choice import choose_range
 from qpass.schemes import Scheme
 from qpass.solvers.gptq import damped, gptq
+from qpass.solvers.linear_descent import refined
 from qpass.solvers.rtn import round_to_nearest
 from qpass.solvers.smooth import WHOLE, choose_factor, shift, static_params
 from qpass.solvers.split import copies, pays
@@ -65,7 +66,7 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
     counts = [w.shape[0] for w in weights]
     if scheme.activation is None:
         params = best_qparams(stacked, scheme.weight)
-        codes = rounded(stacked, observed.square, 0.0, params, scheme.solver)
+        codes, params = rounded(stacked, observed.square, 0.0, params, scheme.solver)
         return Solution(_split(codes, params, counts, None), (None,) * len(counts))
     c, v = torch.zeros(stacked.shape[1]), torch.ones(stacked.shape[1])
     if free and scheme.smooth is not None:
@@ -77,7 +78,7 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
     covariance = kept * torch.outer(v, v).double()
     best = denoised(stacked / v, covariance, noise)
     params = best_qparams(best, scheme.weight)
-    codes = rounded(best, covariance, noise, params, scheme.solver)
+    codes, params = rounded(best, covariance, noise, params, scheme.solver)
     real = affine.dequantize(codes, params.scale, params.zero, scheme.weight, torch.float64)
     mean = observed.mean if scheme.bias == "mean" else torch.zeros(len(v), dtype=torch.float64)
     shifted = stacked.double() @ mean - real @ ((mean - c.double()) * v.double())
@@ -92,11 +93,15 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
     )
 
 
-def rounded(weight: Tensor, covariance: Tensor, noise: float | Tensor, params: QParams, solver: str) -> Tensor:
-    """The codes of a weight [N, K] that reads an input of `covariance` and rounding noise: step 4."""
-    if solver == "gptq":
-        return gptq(weight, with_noise(covariance, noise), params)
-    return affine.quantize(weight, params.scale, params.zero, params.type)
+def rounded(
+    weight: Tensor, covariance: Tensor, noise: float | Tensor, params: QParams, solver: str
+) -> tuple[Tensor, QParams]:
+    """The codes of a weight [N, K] that reads an input of `covariance` and rounding noise, and their steps: step 4."""
+    if solver == "rtn":
+        return affine.quantize(weight, params.scale, params.zero, params.type), params
+    moments = with_noise(covariance, noise)
+    codes = gptq(weight, moments, params)
+    return (codes, params) if solver == "gptq" else refined(weight, damped(moments), codes, params)
 
 
 def _split(codes: Tensor, params: QParams, counts: list[int], factor: Tensor | None) -> tuple[Packed, ...]:

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CALIBRATED, BATCH = 128, 16
 POINTS = ("w4a16", "w4a16-g32", "w3a16", "w3a16-g32", "w2a16-g32", "w4a16-c", "w8a16")
 INTEGER_INPUTS = ("w8a8-dynamic", "w4a8-dynamic", "w8a8")
-SOLVERS = ("free", "rtn", "gptq", "refine")
+SOLVERS = ("free", "rtn", "gptq", "descent")
 Score = tuple[float, float, float, float]  # bits a byte above float, its standard error, KL in bits, top-1 agreement
 
 

@@ -5,8 +5,7 @@
     s   <- A^-1 b,  A_gh = a_g C a_h^T,  b_g = a_g C w^T             the best steps for these codes: a_g is (q - z) within g
 
 The first step is QuantEase's (Behdin et al. 2023, 2309.01885), the second a least squares in as many unknowns as a row has
-groups. Neither makes f larger. Zero points stay; a step that would turn its sign, or leave a tenth to ten times its size, does
-too.
+groups. Neither makes f larger. Zero points stay, and so do steps that would turn their sign or become ten times as large.
 """
 
 from __future__ import annotations
