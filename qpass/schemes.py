@@ -15,7 +15,8 @@
    correct for; beside a float input, groups are asymmetric. 2-bit weights always are asymmetric: narrow
    signed has only 3 values.
 3. Inputs are unsigned with a zero point: oneDNN's fast int8 kernels take u8.
-4. Options follow after a comma or a space: `w8a8,range=mse,smooth=0.5,solver=gptq,equalize=none,bias=none`. range=auto:
+4. Options follow after a comma or a space: `w8a8,range=mse,smooth=0.5,solver=gptq,equalize=none,bias=none`. solver=auto:
+   descent for linears of up to 4 bits, else gptq. range=auto:
    minmax for linears of 8-bit inputs, mse for convolutions and for fewer bits. equalize: per-channel factors between
    convolutions (auto: from calibration, where inputs are rounded; weights: cross-layer equalization; none). bias: mean
    corrects what rounding adds to the mean of every output.
@@ -34,7 +35,7 @@ from qpass.qtype import QType
 from qpass.range_choice import parse_method
 
 NAMES = ("w8a8", "w8a8-dynamic", "w8a16", "w4a16", "w4a16-g32", "w4a8", "w4a8-dynamic", "fp8", "fp8-static")
-SOLVERS = ("rtn", "gptq", "descent")
+SOLVERS = ("auto", "rtn", "gptq", "descent")
 OPTIONS = ("range", "smooth", "solver", "equalize", "bias")
 CHOICES = {"solver": SOLVERS, "equalize": ("auto", "weights", "none"), "bias": ("mean", "none")}
 DEFAULT_GROUP = 128
@@ -58,7 +59,7 @@ class Scheme:
     dynamic: bool = False
     range_method: str = "auto"
     smooth: float | Literal["auto"] | None = "auto"
-    solver: str = "gptq"
+    solver: str = "auto"
     equalize: str = "auto"
     bias: str = "mean"
 
@@ -82,7 +83,7 @@ class Scheme:
         smooth = "none" if self.smooth is None else self.smooth
         options = (("range", self.range_method), ("smooth", smooth), ("solver", self.solver))
         options = (*options, ("equalize", self.equalize), ("bias", self.bias))
-        defaults = ("auto", "auto", "gptq", "auto", "mean")
+        defaults = ("auto", "auto", "auto", "auto", "mean")
         given = (f"{key}={value}" for (key, value), default in zip(options, defaults, strict=True) if value != default)
         return ",".join((self.name, *given))
 

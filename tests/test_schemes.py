@@ -62,7 +62,7 @@ def test_what_a_scheme_means(text, weight, activation, dynamic):
         ("w4a8-dynamic-g64", "w4a8-g64-dynamic"),
         ("w8a8 solver=rtn range=mse", "w8a8,range=mse,solver=rtn"),
         ("w8a8, smooth=0.50", "w8a8,smooth=0.5"),
-        ("w8a8,range=auto,smooth=auto,solver=gptq", "w8a8"),
+        ("w8a8,range=auto,smooth=auto,solver=auto", "w8a8"),
     ],
 )
 def test_other_spellings_print_in_one_way(text, canonical):

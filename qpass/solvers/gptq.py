@@ -17,11 +17,11 @@ DAMPING = 0.05  # of the mean variance, added to every variance
 BLOCK = 128
 
 
-def damped(covariance: Tensor) -> Tensor:
+def damped(covariance: Tensor, damping: float = DAMPING) -> Tensor:
     """C + damping, float64 [..., K, K]; where nothing varies variances are 1, so that it can be inverted."""
     mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype)
-    return covariance + eye * torch.where(mean > 0, DAMPING * mean, 1.0)
+    return covariance + eye * torch.where(mean > 0, damping * mean, 1.0)
 
 
 def gptq(weight: Tensor, covariance: Tensor, params: QParams) -> Tensor:

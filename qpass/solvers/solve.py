@@ -4,7 +4,7 @@
 2. scale and zero point of the static input;
 3. the weights that suit a rounded input: the input's rounding error is noise of variance s^2/12 per channel, so the best
    linear answer is the Wiener filter  W* = W C (C + s^2/12 I)^-1,  C the covariance of the input;
-4. rounding with steps of channels or groups (GPTQ on that covariance, or to nearest);
+4. rounding with steps of channels or groups (on that covariance by GPTQ, or of few bits by descent; or to nearest);
 5. the bias that leaves the mean of every output where it was:  b* = b + W mean(x) - W_q mean(x').
 
 Where the input stays float, only 4: on its second moments E[x x^T], since the bias stays what it was. Float types are rounded
@@ -27,11 +27,13 @@ from qpass.qtype import QParams, QType
 from qpass.range_choice import choose_range
 from qpass.schemes import Scheme
 from qpass.solvers.gptq import damped, gptq
-from qpass.solvers.linear_descent import refined
+from qpass.solvers.linear_descent import descent
 from qpass.solvers.rtn import round_to_nearest
 from qpass.solvers.smooth import WHOLE, choose_factor, shift, static_params
 from qpass.solvers.split import copies, pays
 from qpass.solvers.steps import best_qparams
+
+NARROW = 4  # bits of a weight up to which codes and steps are worth a descent
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,7 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
     stacked = torch.cat([w.float() for w in weights])
     counts = [w.shape[0] for w in weights]
     if scheme.activation is None:
-        params = best_qparams(stacked, scheme.weight)
-        codes, params = rounded(stacked, observed.square, 0.0, params, scheme.solver)
+        codes, params = rounded(stacked, observed.square, 0.0, scheme.weight, scheme.solver)
         return Solution(_split(codes, params, counts, None), (None,) * len(counts))
     c, v = torch.zeros(stacked.shape[1]), torch.ones(stacked.shape[1])
     if free and scheme.smooth is not None:
@@ -77,8 +78,7 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
     kept = observed.covariance if scheme.bias == "mean" else observed.square  # the mean is part of the error, or is not
     covariance = kept * torch.outer(v, v).double()
     best = denoised(stacked / v, covariance, noise)
-    params = best_qparams(best, scheme.weight)
-    codes, params = rounded(best, covariance, noise, params, scheme.solver)
+    codes, params = rounded(best, covariance, noise, scheme.weight, scheme.solver)
     real = affine.dequantize(codes, params.scale, params.zero, scheme.weight, torch.float64)
     mean = observed.mean if scheme.bias == "mean" else torch.zeros(len(v), dtype=torch.float64)
     shifted = stacked.double() @ mean - real @ ((mean - c.double()) * v.double())
@@ -94,14 +94,17 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
 
 
 def rounded(
-    weight: Tensor, covariance: Tensor, noise: float | Tensor, params: QParams, solver: str
+    weight: Tensor, covariance: Tensor, noise: float | Tensor, qtype: QType, solver: str
 ) -> tuple[Tensor, QParams]:
     """The codes of a weight [N, K] that reads an input of `covariance` and rounding noise, and their steps: step 4."""
-    if solver == "rtn":
-        return affine.quantize(weight, params.scale, params.zero, params.type), params
-    moments = with_noise(covariance, noise)
-    codes = gptq(weight, moments, params)
-    return (codes, params) if solver == "gptq" else refined(weight, damped(moments), codes, params)
+    if solver == "auto":
+        solver = "descent" if qtype.bits <= NARROW else "gptq"
+    if solver == "descent":
+        return descent(weight, with_noise(covariance, noise), qtype)
+    params = best_qparams(weight, qtype)
+    if solver == "gptq":
+        return gptq(weight, with_noise(covariance, noise), params), params
+    return affine.quantize(weight, params.scale, params.zero, params.type), params
 
 
 def _split(codes: Tensor, params: QParams, counts: list[int], factor: Tensor | None) -> tuple[Packed, ...]:

@@ -95,7 +95,7 @@ def _train(seed: int) -> ByteGpt:
     plain = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95))
-    rate = lambda i: min((i + 1) / WARM, 0.5 * (1 + math.cos(math.pi * i / STEPS)) + 0.02)  # noqa: E731
+    rate = lambda i: min((i + 1) / WARM, 0.5 * (1 + math.cos(math.pi * i / STEPS)) + 0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     start = time.perf_counter()
     for step in range(STEPS):
@@ -107,7 +107,7 @@ def _train(seed: int) -> ByteGpt:
         optimizer.step()
         schedule.step()
         if step % 100 == 99:
-            bits, spent = float(found) / BITS, time.perf_counter() - start
+            bits, spent = float(found.detach()) / BITS, time.perf_counter() - start
             print(f"step {step + 1} of {STEPS}: {bits:.3f} bits a byte, {spent:.0f} s", file=sys.stderr, flush=True)
     return model
 

@@ -2,9 +2,9 @@
 
 python tests/benchmarks/language.py [--only GLOB ...] [--seed N] [--sequences N] [--threads N] [--write]
 
-The model (byte_gpt.py) is trained on the first run, in some minutes, calibrated on 128 sequences of 256 bytes of what it was
-trained on, and run on the reference backend, so that figures are of the weights and of no kernel; its head stays float. Beside
-each mean stands its standard error over the sequences, paired with float's. --write keeps the table.
+The model (byte_gpt.py) is trained on the first run, in some minutes, and calibrated on 128 sequences of 256 bytes of what it
+was trained on. It runs on the reference backend, so that figures are of the weights and of no kernel; its head stays float.
+Beside each mean stands its standard error over the sequences, paired with float's. --write keeps the table.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="GLOB", help="schemes with solvers; may be repeated")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
-    parser.add_argument("--sequences", type=int, default=256, help="that are scored")
+    parser.add_argument("--sequences", type=int, default=512, help="that are scored")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--write", action="store_true", help="keep the results; whole runs only")
     options = parser.parse_args()
