@@ -15,11 +15,10 @@
    correct for; beside a float input, groups are asymmetric. 2-bit weights always are asymmetric: narrow
    signed has only 3 values.
 3. Inputs are unsigned with a zero point: oneDNN's fast int8 kernels take u8.
-4. Options follow after a comma or a space: `w8a8,range=mse,smooth=0.5,solver=gptq,equalize=none,bias=none`. solver=auto:
-   descent for linears of up to 4 bits, else gptq. range=auto:
-   minmax for linears of 8-bit inputs, mse for convolutions and for fewer bits. equalize: per-channel factors between
-   convolutions (auto: from calibration, where inputs are rounded; weights: cross-layer equalization; none). bias: mean
-   corrects what rounding adds to the mean of every output.
+4. Options follow after a comma or a space: `w8a8,range=mse,smooth=0.5,solver=gptq,equalize=none,bias=none`. range=auto:
+   minmax for linears of 8-bit inputs, mse for convolutions and for fewer bits. solver=auto: descent for linears of up to
+   4 bits, else gptq. equalize: per-channel factors between convolutions (auto: from calibration, where inputs are rounded;
+   weights: cross-layer equalization; none). bias: mean corrects what rounding adds to the mean of every output.
 """
 
 from __future__ import annotations

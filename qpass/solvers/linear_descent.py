@@ -6,8 +6,8 @@
 
 The first step is QuantEase's (Behdin et al. 2023, 2309.01885), the second a least squares in as many unknowns as a row has
 groups. Neither makes f larger. Zero points stay as they start; so where there are few levels it starts from several parts of
-the limits, and the best of each output is kept. Measured on a small language model, KL to float: three quarters to nine tenths
-of GPTQ's at 4 and 3 bits, a third at 2 (tests/benchmarks/language.py).
+the limits, and the best of each output is kept. Measured on a small language model, KL to float: three quarters to nine
+tenths of GPTQ's at 4 and 3 bits, a third at 2 (tests/benchmarks/language.py).
 """
 
 from __future__ import annotations
