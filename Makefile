@@ -38,6 +38,7 @@ bench: $(STAMP)
 accuracy: $(STAMP)
 	$(BIN)/python tests/benchmarks/minilm.py --accuracy
 	$(BIN)/python tests/benchmarks/digits.py
+	$(BIN)/python tests/benchmarks/language.py
 
 clean:
 	rm -rf .venv build dist *.egg-info
