@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import tables
+from bench import models, tables
 from bench.clocks import replayed_call
 from bench.tables import Row
 from qpass_kernels import timing
@@ -43,19 +43,28 @@ def main(folder: Path, device: torch.device, dry: bool) -> int:
     rows: list[Row] = []
     lengths = (16, 24) if dry else LENGTHS
     wanted: dict[tuple[str, int], Tensor] = {}
-    times: dict[tuple[str, int], float] = {}
+    plain: dict[tuple[str, int], float] = {}
+
+    def run(model: nn.Module, row: Row) -> tuple[timing.Times, float | None]:
+        prompt = 8 if dry else PROMPT
+        step = decode(model, prompt, device) if row.case == "decode" else prefill(model, row.m, device)
+        logits, found = _timed(step, device, dry)
+        case = row.case, row.m
+        if row.scheme == "float":
+            wanted[case] = logits
+        return found, models.relative(logits, wanted[case]) if case in wanted else None
+
     stopped = ""
     for name, make in makers.items():
         by = "torch" if name.startswith("float") else "qpass"
-        mine = [Row("decode", 1, name, by, goal=_goal(DECODE, name))]
-        mine += [Row("prefill", length, name, by, goal=_goal(PREFILL, name)) for length in lengths]
+        mine = [Row("decode", 1, name, by, goal=_goal(DECODE, name), allowed=FAR)]
+        mine += [Row("prefill", length, name, by, goal=_goal(PREFILL, name), allowed=FAR) for length in lengths]
         rows += mine
         try:
-            _measured(make, mine, wanted, times, 8 if dry else PROMPT, device, dry)
+            models.measured(make, mine, run, plain, name == "float", _asked, device)
         except (timing.Lost, torch.AcceleratorError, KeyboardInterrupt) as error:
             stopped = timing.reason(error)
-            for row in mine:
-                row.verdict = row.verdict or f"failed: stopped: {stopped}"
+            tables.end(mine, f"failed: stopped: {stopped}")
             break
         torch._dynamo.reset()
         gc.collect()
@@ -118,45 +127,6 @@ def _tokens(model: nn.Module, length: int, device: torch.device) -> Tensor:
     return torch.randint(0, model.config.vocab_size, (1, length), generator=drawn).to(device)
 
 
-def _measured(
-    make: Callable[[], nn.Module],
-    rows: list[Row],
-    wanted: dict[tuple[str, int], Tensor],
-    times: dict[tuple[str, int], float],
-    prompt: int,
-    device: torch.device,
-    dry: bool,
-) -> None:
-    """Fills in the rows of one model; the first model's logits and times are what the others are compared with."""
-    model, broken = None, ""
-    try:
-        with torch.no_grad():
-            model = make()
-    except Exception as error:
-        broken = timing.reason(error)
-        timing.alive(device)
-    for row in rows:
-        case = row.case, row.m
-        if model is None:
-            row.verdict = f"failed: {broken}"
-            continue
-        try:
-            with torch.no_grad():
-                step = decode(model, prompt, device) if row.case == "decode" else prefill(model, row.m, device)
-                logits, found = _timed(step, device, dry)
-            wanted.setdefault(case, logits)
-            times.setdefault(case, found.median)
-            row.us, row.low, row.high = found.median, found.low, found.high
-            row.ratio, row.allowed = times[case] / found.median, FAR
-            row.error = float((logits - wanted[case]).norm() / wanted[case].norm())
-            row.verdict = _verdict(row)
-        except Exception as error:
-            row.verdict = f"failed: {timing.reason(error)}"
-            timing.alive(device)
-    for row in rows:
-        print(f"{row.scheme:22} {row.case:8} {row.m:5} {row.us or 0:10.1f} us {row.ratio or 0:6.2f} x  {row.verdict}")
-
-
 def _timed(step: Step, device: torch.device, dry: bool) -> tuple[Tensor, timing.Times]:
     """(float32 logits of the last token, times of a call)."""
     logits, found = replayed_call(*step, device, dry)
@@ -167,8 +137,5 @@ def _goal(goals: dict[str, float], name: str) -> str:
     return f"{goals[name]:.2f} x" if name in goals else ""
 
 
-def _verdict(row: Row) -> str:
-    if not row.error <= row.allowed:
-        return "wrong"
-    goal = (DECODE if row.case == "decode" else PREFILL).get(row.scheme)
-    return "" if goal is None else "met" if row.ratio >= goal else "missed"
+def _asked(row: Row) -> float | None:
+    return (DECODE if row.case == "decode" else PREFILL).get(row.scheme)

@@ -14,9 +14,11 @@ from bench import cases, convolutions, quantizes, tables
 from bench.clocks import Ceilings, DryClock, GraphClock, ceilings
 from bench.peers import PEERS
 from bench.tables import Row
-from qpass_kernels import timing
+from qpass_kernels import layers, timing
 from qpass_kernels.launch import chip_of
 from qpass_kernels.layers import Layer
+from qpass_kernels.measured import KINDS, known
+from qpass_kernels.tuning import tune, tune_layer
 
 DRY_GOALS = {(64, 128, 2): {"w8a8": 1.75, "w4a16": 0.5}, (64, 128, 40): {"w4a8": 1.5}}
 DRY_NORMS = ((8, 64),)
@@ -40,9 +42,7 @@ def measured(args: argparse.Namespace, device: torch.device) -> tuple[list[Row],
     try:
         _everything(args, clock, tops, device, rows)
     except (timing.Lost, torch.AcceleratorError, KeyboardInterrupt) as error:
-        for row in rows:
-            if row.us is None and not row.verdict:
-                row.verdict = "failed: the run was stopped before it"
+        tables.end(rows, "failed: the run was stopped before it")
         about["stopped"] = f"after {sum(row.us is not None for row in rows)} times: {timing.reason(error)}"
         print(about["stopped"], file=sys.stderr)
     return rows, about
@@ -51,22 +51,34 @@ def measured(args: argparse.Namespace, device: torch.device) -> tuple[list[Row],
 def _everything(args: argparse.Namespace, clock: Any, tops: Ceilings, device: torch.device, rows: list[Row]) -> None:
     dtype = dtype_of(args.dry)
     goals = DRY_GOALS if args.dry else cases.GOALS
+    kinds = [kind for kind in args.kinds if kind in KINDS]
     for n, k, m in goals:
-        if not args.only or f"{n}x{k}" in args.only:
-            if args.tune:
-                _tuned(args, m, n, k, device)
-            products(m, n, k, goals[n, k, m], args, clock, tops, device, rows)
+        if kinds and (not args.only or f"{n}x{k}" in args.only):
+            for kind in kinds if args.tune else ():
+                _tuned(args, (kind, m, n, k), functools.partial(tune, kind, m, n, k), device)
+            products(m, n, k, goals[n, k, m], kinds, args, clock, tops, device, rows)
     if args.only:
         return
-    for m, k in DRY_NORMS if args.dry else cases.NORMS:
-        norms(m, k, clock, tops, device, dtype, rows)
-    for m, k in quantizes.DRY_ROWS if args.dry else quantizes.ROWS:
-        codes(m, k, clock, tops, device, dtype, rows)
-    batch = 2 if args.dry else convolutions.BATCH
+    if "rows" in args.kinds:
+        for m, k in DRY_NORMS if args.dry else cases.NORMS:
+            norms(m, k, clock, tops, device, dtype, rows)
+        for m, k in quantizes.DRY_ROWS if args.dry else quantizes.ROWS:
+            codes(m, k, clock, tops, device, dtype, rows)
+    if "conv" in args.kinds:
+        _images(args, clock, tops, device, rows)
+
+
+def _images(args: argparse.Namespace, clock: Any, tops: Ceilings, device: torch.device, rows: list[Row]) -> None:
+    batch, dtype = 2 if args.dry else convolutions.BATCH, dtype_of(args.dry)
     for layer in convolutions.DRY_LAYERS if args.dry else convolutions.LAYERS:
-        if args.tune and not layer.is_depthwise:
-            _layer_tuned(args, layer, batch, device)
+        if args.tune and layer.is_matmul:
+            m, n, _, k = layers.product(layer, batch)
+            _tuned(args, ("w8a8", m, n, k), functools.partial(tune, "w8a8", m, n, k), device)
+        elif args.tune and not layer.is_depthwise:
+            _tuned(args, layers.key(layer, batch), functools.partial(tune_layer, layer, batch), device)
         convolution(layer, batch, clock, tops, device, dtype, rows)
+    for layer in convolutions.DRY_POOLS if args.dry else convolutions.POOLS:
+        pool(layer, batch, clock, tops, device, dtype, rows)
 
 
 def products(
@@ -74,6 +86,7 @@ def products(
     n: int,
     k: int,
     goals: dict[str, float],
+    kinds: Sequence[str],
     args: argparse.Namespace,
     clock: Any,
     tops: Ceilings,
@@ -84,24 +97,21 @@ def products(
     given = cases.problem(m, n, k, device, dtype_of(args.dry))
     head = f"{n}x{k}", m
     makers = [(Row(*head, "bf16", "torch F.linear"), functools.partial(cases.baseline, given))]
-    for kind in args.kinds:
+    for kind in kinds:
         for quantize in (True, False) if kind in cases.QUANTIZED else (False,):
             row = Row(*head, kind, "qpass" if quantize or kind not in cases.QUANTIZED else "qpass, without quantize")
             if row.by == "qpass" and kind in goals:
                 row.goal = f"{goals[kind]:.2f} x"
             makers.append((row, functools.partial(cases.ours, kind, quantize, given)))
     for peer in PEERS:
-        if peer.scheme in args.kinds and not args.no_peers:
+        if peer.scheme in kinds and not args.no_peers:
             makers.append((Row(*head, peer.scheme, peer.name), functools.partial(cases.theirs, peer, given)))
     rows += [row for row, _ in makers]
     timed(makers, clock, tops, cases.operations(m, n, k), device)
     plain = makers[0][0].us
     for row, _ in makers:
         row.ratio = plain / row.us if plain and row.us else None
-        if row.goal and not row.verdict and row.ratio is not None:
-            row.verdict = "met" if row.ratio >= goals[row.scheme] else "missed"
-        elif row.goal and not row.verdict:
-            row.verdict = "failed: no time of the plain path"
+        row.verdict = tables.verdict(row, goals[row.scheme] if row.goal else None)
     shown(makers)
 
 
@@ -152,6 +162,20 @@ def convolution(
     _compared(makers)
 
 
+def pool(
+    layer: Layer, batch: int, clock: Any, tops: Ceilings, device: torch.device, dtype: torch.dtype, rows: list[Row]
+) -> None:
+    """Adds the rows of one max pool of so many images."""
+    case = convolutions.pool_name(layer)
+    makers = [
+        (Row(case, batch, scheme, by), functools.partial(convolutions.pool, layer, batch, device, taken))
+        for scheme, by, taken in (("bf16", "torch F.max_pool2d", dtype), ("int8", "qpass", torch.int8))
+    ]
+    rows += [row for row, _ in makers]
+    timed(makers, clock, tops, 0.0, device)
+    _compared(makers)
+
+
 def _compared(makers: Sequence[Maker]) -> None:
     """Ratios to the first, and a line for each."""
     plain = makers[0][0].us
@@ -199,25 +223,16 @@ def _survived(row: Row, device: torch.device) -> None:
         raise timing.Lost(f"{row.case}, {row.m} rows, {row.scheme} by {row.by}: {row.verdict}; {lost}") from lost
 
 
-def _layer_tuned(args: argparse.Namespace, layer: Layer, batch: int, device: torch.device) -> None:
-    from qpass_kernels.tuning import tune_layer
-
+def _tuned(
+    args: argparse.Namespace, key: tuple[str, int, int, int], run: Callable[..., Any], device: torch.device
+) -> None:
+    """Tunes what is looked up by a key, unless it was; the row is measured with the rule's choice where that fails."""
+    if known(*key, chip_of(device)) is not None:
+        return
     try:
-        tune_layer(layer, batch, device, args.tune, print)
+        run(device=device, seconds=args.tune, report=print)
     except timing.Lost:
         raise
     except Exception as error:
-        print(f"{layer}: not tuned: {timing.reason(error)}")
-
-
-def _tuned(args: argparse.Namespace, m: int, n: int, k: int, device: torch.device) -> None:
-    from qpass_kernels.tuning import known, tune
-
-    for kind in args.kinds:
-        if known(kind, m, n, k, chip_of(device)) is None:
-            try:
-                tune(kind, m, n, k, device, args.tune, print)
-            except timing.Lost:
-                raise
-            except Exception as error:
-                print(f"{kind} {m} x {n} x {k}: not tuned: {timing.reason(error)}")
+        kind, m, n, k = key
+        print(f"{kind} {m} x {n} x {k}: not tuned: {timing.reason(error)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench import tables
+from bench import models, tables
 from bench.clocks import replayed_call
 from bench.tables import Row
 from qpass_kernels import timing
 
 GOAL = 1.5  # times as fast as the compiled bfloat16 network
 BATCHES = (32, 64, 128, 256)
+PLAIN = "bf16, torch.compile"  # what ratios are to
 FAR = 0.32  # relative error of logits, 10 dB
 SEEN = 8  # images of a step that batch norms see, of a batch of calibration
 DRY_SIZES = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "num_labels": 10}
@@ -37,9 +39,7 @@ def main(folder: Path, device: torch.device, dry: bool) -> int:
             _network(name, rows, device, dry)
     except (timing.Lost, torch.AcceleratorError, KeyboardInterrupt) as error:
         stopped = timing.reason(error)
-        for row in rows:
-            if row.us is None and not row.verdict:
-                row.verdict = f"failed: stopped: {stopped}"
+        tables.end(rows, f"failed: stopped: {stopped}")
     about = tables.machine(device) | ({"stopped": stopped} if stopped else {})
     for path in tables.write(folder, "images", rows, about, dry):
         print(path)
@@ -98,68 +98,39 @@ def quantized(net: Logits, device: torch.device, dry: bool) -> nn.Module:
     return qpass.compile(net, plan=plan, backend="triton")
 
 
+def exact(net: Logits, pixels: Tensor) -> Tensor:
+    """The logits in float32, which cuDNN does not cut to TensorFloat-32 here."""
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return torch.cat([net(part) for part in pixels.split(32)])
+
+
 def _network(name: str, rows: list[Row], device: torch.device, dry: bool) -> None:
     net = network(name, device, dry)
     narrow = copy.deepcopy(net).to(torch.float16 if dry else torch.bfloat16).to(memory_format=torch.channels_last)
     dtype = next(narrow.parameters()).dtype
-    compiled = narrow if dry else torch.compile(narrow, dynamic=False)
     variants: tuple[tuple[str, str, Callable[[], Any], torch.dtype], ...] = (
-        ("bf16, torch.compile", "torch", lambda: compiled, dtype),
+        (PLAIN, "torch", lambda: narrow if dry else torch.compile(narrow, dynamic=False), dtype),
         ("bf16", "torch", lambda: narrow, dtype),
         ("w8a8", "qpass", lambda: quantized(net, device, dry), torch.float32),
     )
-    batches = (2,) if dry else BATCHES
+    pixels = {batch: images(batch, 3000, device, dry) for batch in ((2,) if dry else BATCHES)}
+    wanted = {batch: exact(net, x) for batch, x in pixels.items()}
+    plain: dict[tuple[str, int], float] = {}
     mine = {
-        (label, batch): Row(name, batch, label, by, goal=f"{GOAL:.2f} x" if by == "qpass" else "")
+        label: [Row(name, b, label, by, goal=f"{GOAL:.2f} x" if by == "qpass" else "", allowed=FAR) for b in pixels]
         for label, by, _, _ in variants
-        for batch in batches
     }
-    rows += mine.values()
-    plain: dict[int, float] = {}
+    rows += [row for held in mine.values() for row in held]
     for label, _, make, taken in variants:
-        model, broken = None, ""
-        try:
-            with torch.no_grad():
-                model = make()
-        except Exception as error:
-            broken = timing.reason(error)
-            timing.alive(device)
-        for batch in batches:
-            row = mine[label, batch]
-            if model is None:
-                row.verdict = f"failed: {broken}"
-            else:
-                _row(row, model, net, batch, taken, plain, device, dry)
-            print(f"{name:14} {batch:4} {label:20} {row.us or 0:10.1f} us {row.ratio or 0:6.2f} x  {row.verdict}")
+
+        def run(model: nn.Module, row: Row, taken: torch.dtype = taken) -> tuple[timing.Times, float]:
+            x = pixels[row.m].to(taken).contiguous(memory_format=torch.channels_last)
+            logits, found = replayed_call(lambda: model(x), lambda: None, device, dry)
+            error = models.relative(logits, wanted[row.m])
+            row.note = f"SQNR {-20 * math.log10(max(error, 1e-15)):.1f} dB"
+            return found, error
+
+        models.measured(make, mine[label], run, plain, label == PLAIN, lambda row: GOAL if row.goal else None, device)
         torch._dynamo.reset()
         gc.collect()
-        timing.alive(device)
-
-
-def _row(
-    row: Row,
-    model: nn.Module,
-    net: Logits,
-    batch: int,
-    dtype: torch.dtype,
-    plain: dict[int, float],
-    device: torch.device,
-    dry: bool,
-) -> None:
-    """Fills a row in: the time, the ratio to the first variant of the batch, the error against float32."""
-    pixels = images(batch, 3000, device, dry)
-    x = pixels.to(dtype).contiguous(memory_format=torch.channels_last)
-    try:
-        with torch.no_grad():
-            logits, found = replayed_call(lambda: model(x), lambda: None, device, dry)
-            wanted = torch.cat([net(part) for part in pixels.split(32)])
-        row.us, row.low, row.high = found.median, found.low, found.high
-        row.ratio = plain.setdefault(batch, found.median) / found.median
-        row.error, row.allowed = float((logits.float() - wanted).norm() / wanted.norm()), FAR
-        if not row.error <= row.allowed:
-            row.verdict = "wrong"
-        elif row.goal:
-            row.verdict = "met" if row.ratio >= GOAL else "missed"
-    except Exception as error:
-        row.verdict = f"failed: {timing.reason(error)}"
         timing.alive(device)

@@ -38,11 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     device = torch.device("cpu") if args.dry else torch.device("cuda", torch.cuda.current_device())
     torch.manual_seed(0)
+    if not args.dry:
+        torch.backends.cudnn.benchmark = True  # torch's convolutions at their best
     if args.check:
-        shapes, most = (checks.TINY, 4) if args.dry else (checks.SHAPES, None)
-        bad = checks.check(args.kinds, device, flow.dtype_of(args.dry), shapes, args.repeat, most)
-        if set(args.kinds) == set(KINDS):
+        shapes, most = (checks.TINY, args.most or 4) if args.dry else (checks.SHAPES, args.most)
+        kinds = [kind for kind in args.kinds if kind in KINDS]
+        bad = checks.check(kinds, device, flow.dtype_of(args.dry), shapes, args.repeat, most)
+        if "conv" in args.kinds:
             bad += checks.check_layers(device, args.dry, args.repeat, most)
+        if "rows" in args.kinds:
             bad += checks.check_rows(device, flow.dtype_of(args.dry), args.dry, args.repeat)
         return int(bad > 0)
     folder = args.out or default_folder(device, args.dry)
@@ -69,21 +73,23 @@ def default_folder(device: torch.device, dry: bool) -> Path:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     from qpass_kernels.measured import KINDS
 
+    kinds = [*KINDS, "conv", "rows"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of the results; docs/benchmarks/<date>-<gpu> unless given")
-    parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS))
+    parser.add_argument("--kinds", type=lambda text: text.split(","), default=kinds, help=f"of {','.join(kinds)}")
     parser.add_argument("--only", type=lambda text: text.split(","), help="shapes of weights: 14336x4096,...")
     parser.add_argument("--seconds", type=float, default=0.3, help="of replays for each case")
     parser.add_argument("--tune", type=float, metavar="SECONDS", help="tune each kernel first, where it was not yet")
     parser.add_argument("--no-peers", action="store_true", help="only torch's plain path beside our kernels")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--repeat", type=int, default=3, help="with --check")
+    parser.add_argument("--most", type=int, metavar="N", help="with --check: the first N configurations of each case")
     parser.add_argument("--end-to-end", action="store_true")
     parser.add_argument("--images", action="store_true")
     parser.add_argument("--dry", action="store_true")
     args = parser.parse_args(argv)
-    if unknown := set(args.kinds) - set(KINDS):
-        parser.error(f"--kinds: {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}")
+    if unknown := set(args.kinds) - set(kinds):
+        parser.error(f"--kinds: {', '.join(sorted(unknown))}; there are {', '.join(kinds)}")
     if args.dry and args.out and (ROOT / "docs") in (args.out.resolve(), *args.out.resolve().parents):
         parser.error("a dry run is no measurement and is not written under docs/")
     return args

@@ -15,6 +15,7 @@ import torch
 import triton
 
 from bench.peers import PACKAGES
+from qpass_kernels.timing import Times
 
 DRY = "dry run, not a measurement"
 
@@ -40,6 +41,33 @@ class Row:
     error: float | None = None
     allowed: float | None = None
     note: str = ""
+
+
+def filled(row: Row, found: Times, plain: float | None, goal: float | None) -> None:
+    """Fills in times, the ratio to `plain` microseconds, and the verdict: errors stand in the row already."""
+    row.us, row.low, row.high = found.median, found.low, found.high
+    row.ratio = plain / found.median if plain else None
+    row.verdict = verdict(row, goal)
+
+
+def verdict(row: Row, goal: float | None) -> str:
+    """What became of a row: wrong, or where a ratio is asked of it met, missed or failed; what it says already stays."""
+    if row.verdict:
+        return row.verdict
+    if row.error is not None and not row.error <= row.allowed:
+        return "wrong"
+    if goal is None:
+        return ""
+    if row.ratio is None or row.error is None:
+        return "failed: nothing to compare with"
+    return "met" if row.ratio >= goal else "missed"
+
+
+def end(rows: Sequence[Row], why: str) -> None:
+    """Says of rows that were not reached why."""
+    for row in rows:
+        if row.us is None and not row.verdict:
+            row.verdict = why
 
 
 def machine(device: torch.device) -> dict[str, str]:

@@ -57,9 +57,25 @@ def bucket(m: int, kind: str = "") -> int:
     return sizes[min(bisect.bisect_left(sizes, m), len(sizes) - 1)]
 
 
-def conv_kind(kernel: tuple[int, ...], channels: int, groups: int) -> str:
-    """The kind of a convolution of int8, as measured configurations are filed under; channels: of a group."""
-    return f"conv{kernel[0]}x{kernel[1]}c{channels}g{groups}"
+@functools.lru_cache(4096)
+def conv_kind(kernel: tuple[int, ...], stride: tuple[int, ...], channels: int, groups: int) -> str:
+    """What measured configurations of a convolution are filed under: conv3x3c64g1, conv3x3s2x2c64g1. channels: of a group.
+
+    They are measured on int8, and serve fp8 too, whose tiles take the same bytes.
+    """
+    steps = "" if stride == (1, 1) else f"s{stride[0]}x{stride[1]}"
+    return f"conv{kernel[0]}x{kernel[1]}{steps}c{channels}g{groups}"
+
+
+def why_no_convolution(config: Config, chip: Chip) -> str | None:
+    """None where the kernel of convolutions can run a configuration on a chip, or why not."""
+    if config.how != "streamed" or min(config.bm, config.bn) < 16 or config.bk < 32:
+        return "tiles of a streamed kernel are 16 x 16 x 32 or more"
+    if config.split > 8 or config.warps > 32:
+        return "more than 8 slices, or more than 32 warps"
+    if config.stages * config.bk * (config.bm + config.bn) > chip.shared:
+        return f"its stages take more than {chip.shared} bytes"
+    return None
 
 
 @functools.lru_cache(4096)

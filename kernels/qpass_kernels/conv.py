@@ -150,10 +150,11 @@ def rule(m: int, n: int, c: int, k: int, groups: int, chip: Chip) -> Config:
     return Config(bm=bm, bn=bn, bk=bk, split=split, warps=warps, stages=stages)
 
 
-def chosen(m: int, n: int, c: int, kernel: tuple[int, ...], groups: int, chip: Chip) -> Config:
+def chosen(m: int, n: int, c: int, window: Window, groups: int, chip: Chip) -> Config:
     """The configuration measured for a convolution of M pixels, N outputs and C channels of a group, or ruled."""
-    k = kernel[0] * kernel[1] * c
-    return known(conv_kind(kernel, c, groups), m, n, k, chip) or rule(m, n, c, k, groups, chip)
+    k = window.kernel[0] * window.kernel[1] * c
+    kind = conv_kind(window.kernel, window.stride, c, groups)
+    return known(kind, m, n, k, chip) or rule(m, n, c, k, groups, chip)
 
 
 def convolve(
@@ -175,7 +176,7 @@ def convolve(
         epilogue = replace(after.plain(), other=other, offset=None if correction is None else correction[-1])
         w8a8.launch(rows.view(m, c), weight, y=y.permute(0, 2, 3, 1).view(m, n), epilogue=epilogue, config=None)
         return y
-    config = config or chosen(m, n // groups, c, window.kernel, groups, chip_of(x.device))
+    config = config or chosen(m, n // groups, c, window, groups, chip_of(x.device))
     tiles = cdiv(m, config.bm) * cdiv(n // groups, config.bn)
     dtype = torch.int32 if x.dtype == torch.int8 else torch.float32
     parts = scratch(x, tiles * groups, config.split, config.bm * config.bn, dtype)

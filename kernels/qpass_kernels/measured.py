@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import triton
 
-from qpass_kernels.configs import Config, bucket
+from qpass_kernels.configs import Config, bucket, why_no_convolution
 from qpass_kernels.launch import Chip
 
 try:
@@ -33,7 +33,7 @@ except ImportError:  # Windows: two processes that write in the same moment may 
 LOG = logging.getLogger("qpass")
 VERSION = 1  # raise it when a kernel changes so that other tiles are best
 SHIPPED = Path(__file__).parent / "tuned"
-CONV = re.compile(r"conv\d+x\d+c\d+g\d+")
+CONV = re.compile(r"conv\d+x\d+(s\d+x\d+)?c\d+g\d+")  # configs.conv_kind
 KINDS = ("w8a8", "fp8", "w8a16", "w4a16", "w4a8")
 Key = tuple[str, int, int, int]  # kind, bucket of M, N, K
 Entry = tuple[Config, float]  # microseconds a call
@@ -98,7 +98,12 @@ def read(path: Path, chip: Chip, compiled_by: str | None = None) -> dict[Key, En
     for name, value in wanted.items():
         if held.get(name) != value:
             raise ValueError(f"its {name} is {held.get(name)!r}, not {value!r}")
-    return {_key(text): _entry(fields) for text, fields in held["entries"].items()}
+    found = {_key(text): _entry(fields) for text, fields in held["entries"].items()}
+    for (kind, *_), (config, _us) in found.items():
+        why = why_no_convolution(config, chip) if kind not in KINDS else None
+        if why:
+            raise ValueError(f"not a configuration of {kind}: {why}")
+    return found
 
 
 def write(path: Path, entries: dict[Key, Entry], chip: Chip) -> None:

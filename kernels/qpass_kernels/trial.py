@@ -23,13 +23,19 @@ Timer = Callable[[Sequence[timing.Call], float], Times]
 
 @dataclass
 class Trial:
-    """A product to tune: copies of a sample, how to run and time it, how far a result is from the true one."""
+    """A product to tune: copies of a sample, how to run and time it, how far a result is from the true one.
+
+    apart: how far two results are from each other; alike: by less than this, in `unit`, where both are right.
+    """
 
     samples: list
     run: Callable[[object, Config], Tensor]
     timer: Timer
     say: Callable[[str], None]
     off: Callable[[Tensor], float]
+    apart: Callable[[Tensor, Tensor], float] = lambda y, base: samples.errors(y, base)[0]
+    alike: float = ALIKE
+    unit: str = "of the mean square"
     base: Tensor | None = None
     times: dict[Config, float] = field(default_factory=dict)
 
@@ -58,13 +64,12 @@ class Trial:
 
     def _why_wrong(self, config: Config) -> str | None:
         y = self.run(self.samples[0], config)
+        off = self.off(y) if self.base is None else self.apart(y, self.base)
+        if not off < self.alike:
+            return f"wrong result: off by {off:.2g} {self.unit}"
         if self.base is None:
-            off = self.off(y)
-            if off < ALIKE:
-                self.base = y
-        else:
-            off = samples.errors(y, self.base)[0]
-        return None if off < ALIKE else f"wrong result: off by {off:.2g} of the mean square"
+            self.base = y
+        return None
 
 
 def searched(trial: Trial, tried: list[Config], seconds: float, key: tuple[str, int, int, int], chip: Chip) -> Config:

@@ -10,6 +10,7 @@ out, with a line that says so. What was measured lies in a file for each GPU (me
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from qpass_kernels import layers, samples, timing
 from qpass_kernels.candidates import candidates, for_convolution
-from qpass_kernels.configs import Config, conv_kind
+from qpass_kernels.configs import Config
 from qpass_kernels.launch import chip_of
 from qpass_kernels.layers import Layer
 from qpass_kernels.measured import KINDS, known
@@ -68,20 +69,26 @@ def tune_layer(
     timer: Timer | None = None,
     run: Callable[[object, Config], Tensor] | None = None,
 ) -> Config:
-    """As `tune`, for an int8 convolution that is neither depthwise nor a plain matmul of pixels."""
+    """As `tune`, for the kernel of int8 convolutions on a layer that is not depthwise.
+
+    A layer that else is a matmul of pixels, which `tune` of w8a8 is for, adds a residual of codes here.
+    """
     device, say = torch.device(device), report or (lambda line: None)
-    chip, sample = chip_of(device), layers.images(layer, batch, device)
+    chip, sample = chip_of(device), layers.images(layer, batch, device, layer.is_matmul)
     some = sorted({0, batch - 1})
-
-    def off(y: Tensor) -> float:
-        return samples.errors(y[some], sample.exact(some))[0]
-
     size = sum(w.nbytes for w in (sample.x, *sample.weights) if w is not None)
-    copies = sample.copies(timing.copies_of(size, device))
-    trial = Trial(copies, run or layers.Images.run, timer or timing.timed, say, off)
-    m, n, c, k = layers.product(layer, batch)
-    kind = conv_kind(layer.window.kernel, c, layer.groups)
-    return searched(trial, for_convolution(m, n, c, k, layer.groups, chip), seconds, (kind, m, n, k), chip)
+    trial = Trial(
+        sample.copies(timing.copies_of(size, device)),
+        run or layers.Images.run,
+        timer or timing.timed,
+        say,
+        lambda y: sample.steps_off(y, some),
+        layers.apart,
+        alike=1.5,
+        unit="steps of a code",
+    )
+    tried = for_convolution(*layers.product(layer, batch), layer.groups, chip)
+    return searched(trial, tried, seconds, layers.key(layer, batch), chip)
 
 
 def main(argv: Sequence[str] | None = None, make: Callable[..., Config] = tune) -> int:
@@ -125,20 +132,20 @@ def main(argv: Sequence[str] | None = None, make: Callable[..., Config] = tune) 
 def _lines(
     args: argparse.Namespace, make: Callable[..., Config], device: torch.device, say: Callable | None
 ) -> Iterator:
-    """(what is tuned, its key, what tunes it)."""
+    """(what is tuned, its key, what tunes it). Depthwise layers have one kernel and one rule."""
     for n, k in args.shapes:
         for m, kind in itertools.product(args.tokens, args.kinds):
-            head = f"{kind:6} {m:5} x {n} x {k}"
-            yield head, (kind, m, n, k), lambda kind=kind, m=m, n=n, k=k: make(kind, m, n, k, device, args.seconds, say)
+            key = kind, m, n, k
+            yield f"{kind:6} {m:5} x {n} x {k}", key, functools.partial(make, *key, device, args.seconds, say)
     for layer in layers.NETWORKS.get(args.network, ()):
+        head = f"{args.batch} x {layer}"
+        if layer.is_matmul:
+            m, n, _, k = layers.product(layer, args.batch)
+            key = "w8a8", m, n, k
+            yield f"{head}, as a matmul", key, functools.partial(make, *key, device, args.seconds, say)
         if not layer.is_depthwise:
-            m, n, c, k = layers.product(layer, args.batch)
-            key = (conv_kind(layer.window.kernel, c, layer.groups), m, n, k)
-            yield (
-                f"{args.batch} x {layer}",
-                key,
-                lambda layer=layer: tune_layer(layer, args.batch, device, args.seconds, say),
-            )
+            run = functools.partial(tune_layer, layer, args.batch, device, args.seconds, say)
+            yield head + ", with a residual" * layer.is_matmul, layers.key(layer, args.batch), run
 
 
 def _shapes(text: str) -> list[tuple[int, int]]:

@@ -1,12 +1,16 @@
 """The benchmark of convolutions, quantizes and image networks without a GPU."""
 
 import csv
+import math
 
 import pytest
 import torch
 
-from bench import checks, convolutions, networks, quantizes, run
-from qpass_kernels import conv, layers, timing
+from bench import convolutions, flow, networks, quantizes, run
+from qpass_kernels import layers, measured, timing
+from qpass_kernels.configs import Config, bucket
+from qpass_kernels.launch import INTERPRETER
+from qpass_kernels.measured import remember
 
 CPU = torch.device("cpu")
 
@@ -17,7 +21,7 @@ def rows_of(folder, name):
 
 
 def test_rows_of_convolutions(tmp_path):
-    assert run.main(["--dry", "--out", str(tmp_path), "--no-peers", "--kinds", "w8a8"]) == 0
+    assert run.main(["--dry", "--out", str(tmp_path), "--kinds", "conv,rows"]) == 0
     rows = rows_of(tmp_path, "kernels")
     for layer in convolutions.DRY_LAYERS:
         mine = [row for row in rows if row["case"] == str(layer)]
@@ -26,6 +30,12 @@ def test_rows_of_convolutions(tmp_path):
         assert float(mine[1]["error"]) <= 1
     codes = [row for row in rows if row["case"].startswith("rows of")]
     assert len(codes) == 2 * len(quantizes.QUANTIZES)
+    pools = [row for row in rows if row["case"].startswith("max pool")]
+    assert [(row["by"], row["error"], row["verdict"]) for row in pools] == [
+        ("torch F.max_pool2d", "0.0", ""),
+        ("qpass", "0.0", ""),
+    ]
+    assert not any("x" in row["case"] and row["scheme"] == "w8a8" for row in rows)
     assert all(float(row["error"]) <= float(row["allowed"]) for row in codes)
 
 
@@ -42,25 +52,29 @@ def test_what_is_moved_and_computed(layer):
 def test_a_wrong_convolution_has_no_time(tmp_path, monkeypatch):
     right = layers.Images.run
     monkeypatch.setattr(layers.Images, "run", lambda self, config=None: (right(self, config).int() // 2).to(torch.int8))
-    assert run.main(["--dry", "--out", str(tmp_path), "--no-peers", "--kinds", "w8a8"]) == 1
+    assert run.main(["--dry", "--out", str(tmp_path), "--kinds", "conv"]) == 1
     rows = [row for row in rows_of(tmp_path, "kernels") if row["scheme"] == "int8" and row["by"] == "qpass"]
-    assert {(row["verdict"], row["us"]) for row in rows if ">" in row["case"]} == {("wrong", "")}
+    assert {(row["verdict"], row["us"]) for row in rows if "max pool" not in row["case"]} == {("wrong", "")}
 
 
-def test_check(capsys, monkeypatch):
-    said = []
-    assert checks.check_layers(CPU, True, 1, 3, said.append) == 0
-    assert checks.check_rows(CPU, torch.float16, True, 1, said.append) == 0
-    assert any("3 of 3 configurations right" in line for line in said)
-    right = conv.convolve
-
-    def other(x, weight, correction, window, after, groups, config=None):
-        y = right(x, weight, correction, window, after, groups, config)
-        return y if config is None or config.bm != 64 else -y
-
-    monkeypatch.setattr(conv, "convolve", other)
-    assert checks.check_layers(CPU, True, 1, 3, said.append) > 0
-    assert any("64x" in line and "WRONG" in line for line in said)
+def test_tunes_what_a_row_is_looked_up_by(tmp_path, monkeypatch):
+    """A layer that is called as a matmul as w8a8; what is known is not tuned again."""
+    made = []
+    monkeypatch.setattr(flow, "tune", lambda *key, device, seconds, report: made.append((key, seconds)))
+    monkeypatch.setattr(flow, "tune_layer", lambda layer, batch, device, seconds, report: made.append((layer, batch)))
+    line = ["--dry", "--out", str(tmp_path), "--kinds", "conv", "--tune", "3"]
+    assert run.main(line) == 0
+    first, matmul, _ = convolutions.DRY_LAYERS
+    assert made == [(first, 2), (("w8a8", 50, 16, 8), 3.0)]
+    kind, m, n, k = layers.key(first, 2)
+    remember({(kind, bucket(m, kind), n, k): (Config(bm=16, bn=16, bk=32), 1.0)}, INTERPRETER)
+    remember({("w8a8", bucket(50), 16, 8): (Config(), 1.0)}, INTERPRETER)
+    measured.forget()
+    assert run.main(line) == 0
+    assert len(made) == 2
+    mine = {row["case"]: row["note"] for row in rows_of(tmp_path, "kernels") if row["by"] == "qpass"}
+    assert mine[str(first)].startswith("streamed 16x16x32")
+    assert mine[str(matmul)].startswith("as a matmul of pixels: streamed 16x128x128")
 
 
 def test_images(tmp_path):
@@ -70,6 +84,7 @@ def test_images(tmp_path):
     assert rows[2]["verdict"] == "missed"
     assert rows[2]["goal"] == "1.50 x"
     assert all(float(row["error"]) < 0.32 for row in rows)
+    assert rows[2]["note"] == f"SQNR {-20 * math.log10(float(rows[2]['error'])):.1f} dB"
 
 
 def test_a_network_that_is_far_off_is_wrong(tmp_path, monkeypatch):
@@ -97,3 +112,26 @@ def test_a_stopped_run_is_written(tmp_path, monkeypatch):
     rows = rows_of(tmp_path, "images")
     assert rows[0]["us"]
     assert rows[2]["verdict"] == "failed: stopped: stopped by hand"
+
+
+def test_no_time_of_the_compiled_network(tmp_path, monkeypatch):
+    """Then nothing else stands in for it: no ratios, and the goal is not said to be met."""
+    right, calls = networks.replayed_call, []
+
+    def fails_first(*args):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("cannot be captured")
+        return right(*args)
+
+    monkeypatch.setattr(networks, "replayed_call", fails_first)
+    monkeypatch.setattr(networks, "quantized", lambda net, device, dry: net)
+    assert networks.main(tmp_path, CPU, True) == 0
+    rows = rows_of(tmp_path, "images")
+    assert [row["verdict"] for row in rows] == [
+        "failed: RuntimeError: cannot be captured",
+        "",
+        "failed: nothing to compare with",
+    ]
+    assert {row["ratio"] for row in rows} == {""}
+    assert rows[2]["us"]
