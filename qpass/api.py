@@ -17,9 +17,10 @@ from qpass.decide import decide
 from qpass.install import copy_for_packing, install, uninstall
 from qpass.observations import Observations
 from qpass.pipeline import Settings
-from qpass.plan import Plan, SiteInfo
+from qpass.plan import Decision, Plan, SiteInfo
 from qpass.runtime import all_or_nothing, attach, run_float
 from qpass.schemes import Recipe, Scheme
+from qpass.sequential import ONE_PASS, solve_in_order
 
 LOG = logging.getLogger("qpass")
 STATIC, DYNAMIC = "w8a8", "w8a8-dynamic"
@@ -153,11 +154,20 @@ def analyze(
             session.watching = False
             session.run(example_inputs, "example_inputs")
             session.watching = True
-        if calibration is not None:
-            checks.check_count(observe(session, checks.checked(model, calibration)))
+        decided: dict[str, Decision] | str = ""
+        batches = () if calibration is None else checks.checked(model, calibration)
+        if calibration is not None and any(s.in_order for s in schemes):
+            batches = list(batches)
+            decided = solve_in_order(model, session, batches, rules)
+        if calibration is not None and isinstance(decided, str):
+            checks.check_count(observe(session, batches))
             session.observations = gather(session.observations)
     checks.check_sites(model, session.sites)
-    return decide(model, session.sites, rules, session.observations)
+    if isinstance(decided, str):
+        plan = decide(model, session.sites, rules, session.observations)
+        plan.notes += [ONE_PASS.format(decided)] if decided else []
+        return plan
+    return decide(model, session.sites, rules, session.observations, decided)
 
 
 def _module_sites(model: nn.Module) -> dict[str, SiteInfo]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,6 +26,7 @@ from qpass.plan import SiteInfo
 from qpass.sites import SiteNames
 
 Batch = Any
+Item = TypeVar("Item")
 
 
 def call_arguments(batch: Batch, what: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -73,6 +74,14 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(values)
 
 
+class Caught(Exception):
+    """A call that was stopped where its graph begins: which graph, and its arguments."""
+
+    def __init__(self, index: int, given: tuple[Any, ...]) -> None:
+        super().__init__("a captured call was stopped on purpose")
+        self.index, self.given = index, given
+
+
 @dataclass(eq=False)
 class Session:
     """One model under observation: its sites in order of execution, their names, and what was seen."""
@@ -84,6 +93,9 @@ class Session:
     graphs: list[tuple[fx.GraphModule, dict[str, fx.Node], tuple[Tensor, ...]]] = field(default_factory=list)
     batch: int = 0
     watching: bool = True
+    catching: bool = False  # whether a call is stopped at the start of its graph
+    entered: list[int] = field(default_factory=list)  # the graphs that calls came to
+    whole: set[int] = field(default_factory=set)  # those that are all there is of a call
 
     def __post_init__(self) -> None:
         """Prepares the model's captured call."""
@@ -102,6 +114,9 @@ class Session:
         def run(*args: Any) -> Any:  # the front end never forgets it, so it holds neither the session nor a weight
             session = owner()
             assert session is not None
+            if session.catching:
+                raise Caught(index, args)
+            session.entered.append(index)
             graph, nodes, lifted = session.graphs[index]
             return session.interpreter(graph, nodes).run(*args, *lifted)
 
@@ -116,7 +131,7 @@ class Session:
         args, kwargs = call_arguments(batch, what)
         try:
             return self.call(*args, **kwargs)
-        except QpassError:
+        except (QpassError, Caught):
             raise
         except Exception as error:
             cause, why = self._why(error, args, kwargs)
@@ -151,24 +166,40 @@ def observe(session: Session, batches: Iterable[Batch]) -> int:
 
 def progress(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches, with a bar on standard error where that is a terminal."""
+    return shown(batches, "calibrating")
+
+
+def shown(items: Iterable[Item], what: str, name: Callable[[Item], str] | None = None) -> Iterator[Item]:
+    """The items, with a bar on standard error where that is a terminal; name: what to show of one."""
     if not sys.stderr.isatty():
-        yield from batches
+        yield from items
         return
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
-    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
-    yield from track(batches, "calibrating", total=total, console=Console(stderr=True), transient=True)
+    total = len(items) if hasattr(items, "__len__") else None  # type: ignore[arg-type]
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        for item in items:
+            if name is not None:
+                bar.update(task, description=f"{what} {name(item)}")
+            yield item
+            bar.advance(task)
 
 
 def gather(observations: Observations) -> Observations:
     """Every process's observations merged, in order of rank, the same on each; without torch.distributed, as given."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return observations
-    parts: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, observations)
-    merged = parts[0]
-    for part in parts[1:]:
+    merged, *parts = everywhere(observations)
+    for part in parts:
         merged.merge(part)
     return merged
+
+
+def everywhere(value: Item) -> list[Item]:
+    """What each process has in this place, in order of rank; without torch.distributed, what this one has."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return [value]
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, value)
+    return parts

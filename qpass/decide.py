@@ -28,15 +28,17 @@ def decide(
     sites: Mapping[str, SiteInfo],
     recipe: Recipe,
     observations: Observations,
+    decided: Mapping[str, Decision] | None = None,
 ) -> Plan:
-    """The plan for the sites of a model, in the order given."""
+    """The plan for the sites of a model, in the order given. decided: what is known of some sites already."""
     recipe.check([name for name, info in sites.items() if info.operation == "linear" or info.walk] or list(sites))
     weights = dict(model.named_parameters(remove_duplicate=False)) if isinstance(model, nn.Module) else model
     plan = Plan(recipe.default, parameters=sum({id(p): p.numel() for p in weights.values()}.values()))
-    solved: dict[str, Decision] = {}
-    first = _first_readers(sites, recipe)
-    for members in _groups(sites, observations):
-        solved |= _decide_group(weights, members, recipe, observations, first)
+    solved: dict[str, Decision] = dict(decided or {})
+    first = first_readers(sites, recipe)
+    for members in groups(sites, observations):
+        if any(info.name not in solved for info in members):
+            solved |= decide_group(weights, members, recipe, observations, first)
     if not fast_bfloat16():
         kinds = {name: "output" if info.operation == "operand" else info.operation for name, info in sites.items()}
         sites = {name: dataclasses.replace(info, operation=kinds[name]) for name, info in sites.items()}
@@ -56,7 +58,7 @@ def fast_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _groups(sites: Mapping[str, SiteInfo], observations: Observations) -> list[list[SiteInfo]]:
+def groups(sites: Mapping[str, SiteInfo], observations: Observations) -> list[list[SiteInfo]]:
     """Sites that are decided together: they read one input, or one weight (a layer called twice, tied layers)."""
     import networkx  # a tenth of a second to import
 
@@ -78,7 +80,7 @@ def _other(info: SiteInfo) -> Decision:
     return Decision(info.name, info.operation, info.weight or "", why=why_not(info.operation))
 
 
-def _first_readers(sites: Mapping[str, SiteInfo], recipe: Recipe) -> dict[str, SiteInfo]:
+def first_readers(sites: Mapping[str, SiteInfo], recipe: Recipe) -> dict[str, SiteInfo]:
     """Weight -> the first site that is to be quantized and reads it: the others follow its scheme and its axis."""
     first: dict[str, SiteInfo] = {}
     for name, info in sites.items():
@@ -87,7 +89,7 @@ def _first_readers(sites: Mapping[str, SiteInfo], recipe: Recipe) -> dict[str, S
     return first
 
 
-def _decide_group(
+def decide_group(
     weights, members: list[SiteInfo], recipe: Recipe, observations: Observations, first: Mapping[str, SiteInfo]
 ) -> dict[str, Decision]:
     """They share the scale of the input and its per-channel factor where they have one scheme; a weight has one."""

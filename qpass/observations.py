@@ -25,6 +25,22 @@ ROUNDING = 4 * torch.finfo(torch.float32).eps  # of the mean square: below it a 
 
 
 @dataclass
+class Drift:
+    """How far values are from the float model's. moment: float64 [K, K], the sum of (x_float - x) x^T; total: [K], of
+    x_float - x.
+    """
+
+    moment: Tensor
+    total: Tensor
+
+    def add(self, x: Tensor, wanted: Tensor) -> None:
+        """One batch, [rows, K] float32 both."""
+        off = wanted - x
+        self.moment += (off.t() @ x).double()
+        self.total += off.sum(0).double()
+
+
+@dataclass
 class Observed:
     """Statistics of one group's input: [rows, K] values seen so far.
 
@@ -38,6 +54,7 @@ class Observed:
     sample: Tensor | None = None
     keys: Tensor | None = None
     sizes: Tensor | None = None
+    drift: Drift | None = None
 
     def add(self, x: Tensor) -> None:
         """One batch, [..., K]."""
@@ -48,6 +65,14 @@ class Observed:
             groups = flat if self.moment.dim() == 2 else flat.unflatten(1, (len(self.moment), -1)).transpose(0, 1)
             self.moment += (groups.mT @ groups).double()  # float32 batch sums in float64: the order does not matter
             self._keep(flat, row_hash(flat))
+
+    def add_drift(self, x: Tensor, wanted: Tensor) -> None:
+        """What a batch [..., K] that was added should have been."""
+        rows, goal = (t.detach().cpu().reshape(-1, t.shape[-1]).to(torch.float32) for t in (x, wanted))
+        if self.drift is None:
+            width = rows.shape[1]
+            self.drift = Drift(torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
+        self.drift.add(rows, goal)
 
     def add_range(self, x: Tensor, axis: int) -> None:
         """One batch of which only the range is kept, with channels on `axis`."""
@@ -70,6 +95,8 @@ class Observed:
             self.moment += other.moment
         if self.sizes is not None and other.sizes is not None:
             self.sizes = self.sizes + other.sizes
+        if self.drift is not None and other.drift is not None:
+            self.drift = Drift(self.drift.moment + other.drift.moment, self.drift.total + other.drift.total)
         if other.sample is not None and other.keys is not None:
             self._keep(other.sample, other.keys)
 

@@ -19,6 +19,7 @@
    minmax for linears of 8-bit inputs, mse for convolutions and for fewer bits. solver=auto: descent for linears of up to
    4 bits, else gptq. equalize: per-channel factors between convolutions (auto: from calibration, where inputs are rounded;
    weights: cross-layer equalization; none). bias: mean corrects what rounding adds to the mean of every output.
+   sequential: whether linears are rounded on what the rounded ones before them make (auto: up to 4 bits).
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ from typing import Literal
 from qpass.errors import QpassError, nearest
 from qpass.qtype import QType
 from qpass.range_choice import parse_method
-
-NAMES = ("w8a8", "w8a8-dynamic", "w8a16", "w4a16", "w4a16-g32", "w4a8", "w4a8-dynamic", "fp8", "fp8-static")
-SOLVERS = ("auto", "rtn", "gptq", "descent")
-OPTIONS = ("range", "smooth", "solver", "equalize", "bias")
-CHOICES = {"solver": SOLVERS, "equalize": ("auto", "weights", "none"), "bias": ("mean", "none")}
-DEFAULT_GROUP = 128
-_EXPECTED = "w8a8, w8a8-dynamic, w8a16, w4a16, w4a16-g32, w4a8, fp8, fp8-static, or wNaM with 2 <= N, M <= 8"
+from qpass.scheme_words import (
+    CHOICES,
+    DATA_FREE,
+    DEFAULT_GROUP,
+    EXPECTED,
+    NAMES,
+    NARROW,
+    OPTIONS,
+    check_suffixes,
+    check_widths,
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Scheme:
     solver: str = "auto"
     equalize: str = "auto"
     bias: str = "mean"
+    sequential: str = "auto"
 
     @staticmethod
     def parse(text: str | Scheme) -> Scheme:
@@ -68,10 +74,10 @@ class Scheme:
         if isinstance(text, Scheme):
             return text
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise QpassError(f"scheme must be text such as {_EXPECTED}, not {type(text).__name__}.")
+            raise QpassError(f"scheme must be text such as {EXPECTED}, not {type(text).__name__}.")
         words = [word for word in re.split(r"[,\s]+", text) if word]
         if not words:
-            raise QpassError(f"scheme is empty; expected {_EXPECTED}.")
+            raise QpassError(f"scheme is empty; expected {EXPECTED}.")
         scheme = _parse_name(words[0])
         for word in words[1:]:
             scheme = _with_option(scheme, word, text)
@@ -81,8 +87,8 @@ class Scheme:
         """The text that parses back to this scheme: its name, then the options that are not the default."""
         smooth = "none" if self.smooth is None else self.smooth
         options = (("range", self.range_method), ("smooth", smooth), ("solver", self.solver))
-        options = (*options, ("equalize", self.equalize), ("bias", self.bias))
-        defaults = ("auto", "auto", "auto", "auto", "mean")
+        options = (*options, ("equalize", self.equalize), ("bias", self.bias), ("sequential", self.sequential))
+        defaults = ("auto", "auto", "auto", "auto", "mean", "auto")
         given = (f"{key}={value}" for (key, value), default in zip(options, defaults, strict=True) if value != default)
         return ",".join((self.name, *given))
 
@@ -92,6 +98,14 @@ class Scheme:
             return self.range_method
         whole = self.activation is None or self.activation.bits == 8
         return "minmax" if operation == "linear" and whole else "mse"
+
+    @property
+    def in_order(self) -> bool:
+        """Whether linears are to be rounded in order of execution, where there is calibration."""
+        if self.sequential != "auto":
+            return self.sequential == "yes"
+        rounds = self.weight is not None and not self.weight.is_float and self.solver not in DATA_FREE
+        return rounds and self.weight.bits <= NARROW
 
     @property
     def needs_calibration(self) -> bool:
@@ -116,28 +130,11 @@ def _parse_name(word: str) -> Scheme:
         return Scheme(lower, QType.parse("e4m3/c0"), act, dynamic)
     match = re.fullmatch(r"w(\d+)a(\d+)((?:-(?:dynamic|c|g[1-9]\d*))*)", lower)
     if not match:
-        raise QpassError(f"scheme {word!r} is not known; expected {_EXPECTED}.{nearest(lower, NAMES)}")
+        raise QpassError(f"scheme {word!r} is not known; expected {EXPECTED}.{nearest(lower, NAMES)}")
     bits, act_bits, suffixes = int(match[1]), int(match[2]), match[3].split("-")[1:]
-    _check_widths(word, bits, act_bits)
-    _check_suffixes(word, act_bits, suffixes)
+    check_widths(word, bits, act_bits)
+    check_suffixes(word, act_bits, suffixes)
     return _integer_scheme(bits, act_bits, suffixes)
-
-
-def _check_widths(word: str, bits: int, act_bits: int) -> None:
-    if not 2 <= bits <= 8 or not (2 <= act_bits <= 8 or act_bits == 16):
-        raise QpassError(
-            f"scheme {word!r}: weights have 2 to 8 bits and inputs 2 to 8, or 16 to stay float."
-            + nearest(word.lower(), NAMES)
-        )
-
-
-def _check_suffixes(word: str, act_bits: int, suffixes: list[str]) -> None:
-    if act_bits == 16 and "dynamic" in suffixes:
-        raise QpassError(
-            f"scheme {word!r}: inputs of 16 bits stay float, so there is nothing dynamic; drop '-dynamic'."
-        )
-    if suffixes.count("dynamic") > 1 or len([s for s in suffixes if s != "dynamic"]) > 1:
-        raise QpassError(f"scheme {word!r}: give '-dynamic' once, and one of '-c' or '-g128'.")
 
 
 def _integer_scheme(bits: int, act_bits: int, suffixes: list[str]) -> Scheme:

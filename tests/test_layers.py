@@ -28,7 +28,10 @@ LAYERS = (
         "decide_site",
         "profit",
         "runtime",
+        "sequential",
+        "simulate",
         "timing",
+        "walk",
         "watch",
     ),
     ("passes", "backends", "solvers"),
@@ -46,7 +49,7 @@ LAYERS = (
         "sites",
     ),
     ("conv_ops", "observations", "ops", "packing", "patches", "plan", "schemes", "storage"),
-    ("affine", "arity", "geometry", "histogram", "qtype", "range_choice", "ranges", "sizes"),
+    ("affine", "arity", "geometry", "histogram", "qtype", "range_choice", "ranges", "scheme_words", "sizes"),
     ("errors", "files"),
 )
 

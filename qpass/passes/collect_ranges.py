@@ -142,7 +142,7 @@ class CollectRanges(fx.Interpreter):
         """Runs one node; where it is a site, looks at its input first, and at the output of a value that has a name."""
         if n in self.reads:
             name, source = self.reads[n]
-            self._observe(name, self.env[source])
+            self.observe(name, self.env[source])
         if n in self.convolutions:
             self._observe_image(self.convolutions[n][0], self.env[n.args[0]])
         result = super().run_node(n)
@@ -163,7 +163,8 @@ class CollectRanges(fx.Interpreter):
         self.done.add(key)
         return False
 
-    def _observe(self, name: str, x: Tensor) -> None:
+    def observe(self, name: str, x: Tensor) -> None:
+        """Looks at the input of a linear."""
         group = self.names[name]
         self.into.rows.setdefault(name, x.numel() // max(x.shape[-1], 1))
         if self._seen(group, x):

@@ -1,4 +1,4 @@
-"""Round to nearest: each weight to the closest code, with the steps of its channel or group (steps.py)."""
+"""Round to nearest: each weight to the closest code, with the steps of its channel or group (steps.py, gain.py)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from qpass import affine
 from qpass.packing import Packed
 from qpass.qtype import QType
+from qpass.solvers.gain import with_gain
 from qpass.solvers.steps import best_qparams
 
 
@@ -19,6 +20,7 @@ def round_to_nearest(weight: Tensor, qtype: QType, in_mul: Tensor | None = None)
         real = real / (in_mul if qtype.axis != 1 else in_mul[:, None])
     params = best_qparams(real, qtype)
     data = affine.quantize(real, params.scale, params.zero, qtype)
+    params = with_gain(real, data, params)
     return Packed(data, params.scale, qtype, in_mul, params.zero)
 
 

@@ -7,10 +7,12 @@
 4. rounding with steps of channels or groups (on that covariance by GPTQ, or of few bits by descent; or to nearest);
 5. the bias that leaves the mean of every output where it was:  b* = b + W mean(x) - W_q mean(x').
 
+Where linears are rounded in order of execution (sequential.py), the input is already off by what those before it make: W is
+to give of it what it gives of the float model's. With D = E[(x_float - x) x^T] that adds W D (C + s^2/12 I)^-1 to W* (with
+D alone it is GPTAQ's asymmetric calibration, 2504.02692), and W mean(x_float - x) to the bias.
+
 Where the input stays float, only 4: on its second moments E[x x^T], since the bias stays what it was. Float types are rounded
 to nearest: their steps grow with the values, so that rounding is no noise of one variance.
-
-Statistics are those of the float model, from one pass.
 """
 
 from __future__ import annotations
@@ -25,15 +27,14 @@ from qpass.observations import Observed
 from qpass.packing import Packed
 from qpass.qtype import QParams, QType
 from qpass.range_choice import choose_range
-from qpass.schemes import Scheme
+from qpass.schemes import NARROW, Scheme
+from qpass.solvers.gain import with_gain
 from qpass.solvers.gptq import damped, gptq
 from qpass.solvers.linear_descent import descent
 from qpass.solvers.rtn import round_to_nearest
 from qpass.solvers.smooth import WHOLE, choose_factor, shift, static_params
 from qpass.solvers.split import copies, pays
 from qpass.solvers.steps import best_qparams
-
-NARROW = 4  # bits of a weight up to which codes and steps are worth a descent
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
     stacked = torch.cat([w.float() for w in weights])
     counts = [w.shape[0] for w in weights]
     if scheme.activation is None:
+        if observed.drift is not None:
+            stacked = corrected(stacked, observed)
         codes, params = rounded(stacked, observed.square, 0.0, scheme.weight, scheme.solver)
         return Solution(_split(codes, params, counts, None), (None,) * len(counts))
     c, v = torch.zeros(stacked.shape[1]), torch.ones(stacked.shape[1])
@@ -77,11 +80,12 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
     noise = _noise(scheme, observed, c, v, scale)
     kept = observed.covariance if scheme.bias == "mean" else observed.square  # the mean is part of the error, or is not
     covariance = kept * torch.outer(v, v).double()
-    best = denoised(stacked / v, covariance, noise)
+    drift, moved = _drift(observed, scheme, v)
+    best = denoised(stacked / v, covariance, noise, drift=drift)
     codes, params = rounded(best, covariance, noise, scheme.weight, scheme.solver)
     real = affine.dequantize(codes, params.scale, params.zero, scheme.weight, torch.float64)
     mean = observed.mean if scheme.bias == "mean" else torch.zeros(len(v), dtype=torch.float64)
-    shifted = stacked.double() @ mean - real @ ((mean - c.double()) * v.double())
+    shifted = stacked.double() @ (mean + moved) - real @ ((mean - c.double()) * v.double())
     factor = v if free and scheme.smooth is not None else None
     return Solution(
         _split(codes, params, counts, factor),
@@ -99,12 +103,35 @@ def rounded(
     """The codes of a weight [N, K] that reads an input of `covariance` and rounding noise, and their steps: step 4."""
     if solver == "auto":
         solver = "descent" if qtype.bits <= NARROW else "gptq"
+    moments = with_noise(covariance, noise)
     if solver == "descent":
-        return descent(weight, with_noise(covariance, noise), qtype)
-    params = best_qparams(weight, qtype)
-    if solver == "gptq":
-        return gptq(weight, with_noise(covariance, noise), params), params
-    return affine.quantize(weight, params.scale, params.zero, params.type), params
+        codes, params = descent(weight, moments, qtype)
+    else:
+        params = best_qparams(weight, qtype)
+        if solver == "gptq":
+            codes = gptq(weight, moments, params)
+        else:
+            codes = affine.quantize(weight, params.scale, params.zero, params.type)
+    return codes, with_gain(weight, codes, params, moments)
+
+
+def _drift(observed: Observed, scheme: Scheme, v: Tensor) -> tuple[Tensor | None, Tensor]:
+    """(E[(x_float - x) x^T] of scaled channels, centered where the bias takes up the mean; the mean of x_float - x)."""
+    if observed.drift is None:
+        return None, torch.zeros(len(v), dtype=torch.float64)
+    rows = max(observed.rows, 1)
+    moment, total = observed.drift.moment / rows, observed.drift.total / rows
+    if scheme.bias == "mean":
+        moment = moment - torch.outer(total, observed.mean)
+    return moment * torch.outer(v, v).double(), total if scheme.bias == "mean" else torch.zeros_like(total)
+
+
+def corrected(weight: Tensor, observed: Observed) -> Tensor:
+    """W + W D (C + damping)^-1: the weights [N, K] that make of the values they read what W makes of the float model's."""
+    assert observed.drift is not None
+    drift = weight.double() @ observed.drift.moment / max(observed.rows, 1)
+    factor = torch.linalg.cholesky(damped(observed.square))
+    return (weight.double() + torch.cholesky_solve(drift.mT, factor).mT).float()
 
 
 def _split(codes: Tensor, params: QParams, counts: list[int], factor: Tensor | None) -> tuple[Packed, ...]:
@@ -163,9 +190,17 @@ def with_noise(covariance: Tensor, noise: float | Tensor) -> Tensor:
     return covariance + torch.diag_embed(variances)
 
 
-def denoised(weight: Tensor, covariance: Tensor, noise: float | Tensor, pulled: Tensor | None = None) -> Tensor:
-    """W - W P (C' + damping)^-1 with C' = C + noise I: step 3. pulled: P, where it is not the noise."""
+def denoised(
+    weight: Tensor,
+    covariance: Tensor,
+    noise: float | Tensor,
+    pulled: Tensor | None = None,
+    drift: Tensor | None = None,
+) -> Tensor:
+    """W - W (P - D) (C' + damping)^-1 with C' = C + noise I: step 3. pulled: P, where it is not the noise; drift: D."""
     noisy = damped(with_noise(covariance, noise))
     off = -(noise if pulled is None else pulled.unsqueeze(-2)) * weight.double()
+    if drift is not None:
+        off = off + weight.double() @ drift
     correction = torch.cholesky_solve(off.mT, torch.linalg.cholesky(noisy)).mT
     return (weight.double() + correction).float()

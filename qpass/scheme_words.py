@@ -1,0 +1,38 @@
+"""The words of a scheme: names, options with what they take, and what is wrong with others."""
+
+from __future__ import annotations
+
+from qpass.errors import QpassError, nearest
+
+NAMES = ("w8a8", "w8a8-dynamic", "w8a16", "w4a16", "w4a16-g32", "w4a8", "w4a8-dynamic", "fp8", "fp8-static")
+SOLVERS = ("auto", "rtn", "gptq", "descent")
+DATA_FREE = ("rtn", "hqq")  # solvers that look at weights alone
+OPTIONS = ("range", "smooth", "solver", "equalize", "bias", "sequential")
+CHOICES = {
+    "solver": SOLVERS,
+    "equalize": ("auto", "weights", "none"),
+    "bias": ("mean", "none"),
+    "sequential": ("auto", "yes", "no"),
+}
+NARROW = 4  # bits of a weight up to which codes and steps are worth a descent, and linears are rounded in order
+DEFAULT_GROUP = 128
+EXPECTED = "w8a8, w8a8-dynamic, w8a16, w4a16, w4a16-g32, w4a8, fp8, fp8-static, or wNaM with 2 <= N, M <= 8"
+
+
+def check_widths(word: str, bits: int, act_bits: int) -> None:
+    """Weights of 2 to 8 bits and inputs of 2 to 8 or 16."""
+    if not 2 <= bits <= 8 or not (2 <= act_bits <= 8 or act_bits == 16):
+        raise QpassError(
+            f"scheme {word!r}: weights have 2 to 8 bits and inputs 2 to 8, or 16 to stay float."
+            + nearest(word.lower(), NAMES)
+        )
+
+
+def check_suffixes(word: str, act_bits: int, suffixes: list[str]) -> None:
+    """No suffix twice, and none that means nothing here."""
+    if act_bits == 16 and "dynamic" in suffixes:
+        raise QpassError(
+            f"scheme {word!r}: inputs of 16 bits stay float, so there is nothing dynamic; drop '-dynamic'."
+        )
+    if suffixes.count("dynamic") > 1 or len([s for s in suffixes if s != "dynamic"]) > 1:
+        raise QpassError(f"scheme {word!r}: give '-dynamic' once, and one of '-c' or '-g128'.")

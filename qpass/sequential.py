@@ -1,0 +1,159 @@
+"""True-sequential calibration (GPTQ, 2210.17323, section 4): every linear is rounded on what the rounded ones before it make.
+
+    for each group of sites that read one value, in order of execution
+        every batch is run on to that value, through the linears that are rounded already
+        observe it, and how far it is from the float model's:   D = E[(x_float - x) x^T]
+        decide the group, on weights that first become   W + W D E[x x^T]^-1,   the best answer to what went wrong so far
+
+Each batch is a Walk through the one graph that its call is captured as. Where a call is several graphs, or one weight is
+read at several depths, a sentence says so, and calibration is one pass on the float model's values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from qpass import checks
+from qpass import decide as deciding
+from qpass.calibrate import Batch, Caught, Session, everywhere, shown
+from qpass.passes.collect_ranges import CollectRanges
+from qpass.plan import Decision, SiteInfo
+from qpass.schemes import Recipe
+from qpass.walk import Walk, narrow
+
+SEVERAL_GRAPHS = "a call of this model is captured as {} graphs, and only a single one can be stopped at each site"
+DEPTHS = "{} and {} read one weight at different depths"
+CONVOLUTION = "{} is a convolution, and these are rounded from one pass"
+ORDERS = "its batches are captured as graphs that reach their sites in different orders"
+ONE_PASS = "calibrated in one pass, on the float model's values: {}"
+Group = list[SiteInfo]
+
+
+@dataclass(eq=False)
+class Pair:
+    """One batch on its way through the model as it is rounded, and through the float model."""
+
+    rounded: Walk
+    whole: Walk
+    observer: CollectRanges
+    nodes: Mapping[str, fx.Node]
+    narrow: set[fx.Node]
+
+
+def solve_in_order(
+    model: nn.Module, session: Session, batches: Iterable[Batch], recipe: Recipe
+) -> dict[str, Decision] | str:
+    """The decisions of all linear sites, or why they cannot be taken in order of execution."""
+    decided: dict[str, Decision] = {}
+    pairs = _pairs(session, batches, decided)
+    groups = deciding.groups(session.sites, session.observations)
+    why = pairs if isinstance(pairs, str) else _why_not(groups, session, pairs, recipe)
+    why = next((told for told in everywhere(why) if told), None)  # no process goes on where another does not
+    if why is not None or isinstance(pairs, str):
+        return str(why)
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    first = deciding.first_readers(session.sites, recipe)
+    for members in shown(groups, "rounding", lambda group: group[0].name.partition(":")[0]):
+        for pair in pairs:
+            _look(session, pair, members)
+        _merge(session, members)
+        decided |= deciding.decide_group(weights, members, recipe, session.observations, first)
+        _forget(session, members)
+    return decided
+
+
+def _pairs(session: Session, batches: Iterable[Batch], decided: Mapping[str, Decision]) -> list[Pair] | str:
+    """Every batch at the start of its graph, or why one is not to be stopped there."""
+    pairs: list[Pair] = []
+    for number, batch in enumerate(batches):
+        found = caught(session, batch, f"calibration batch {number}")
+        if isinstance(found, str):
+            return found
+        pairs.append(_pair(session, found, number, decided))
+    checks.check_count(len(pairs))
+    return pairs
+
+
+def caught(session: Session, batch: Batch, what: str) -> Caught | str:
+    """The graph and arguments that a call is captured as, or why there is no single one."""
+    while True:
+        session.catching = True
+        try:
+            session.run(batch, what)
+        except Caught as found:
+            if found.index in session.whole:
+                return found
+        finally:
+            session.catching = False
+        session.entered, session.watching = [], False
+        session.run(batch, what)
+        session.watching = True
+        if len(session.entered) != 1:
+            return SEVERAL_GRAPHS.format(len(session.entered))
+        session.whole.add(session.entered[0])
+
+
+def _pair(session: Session, found: Caught, number: int, decided: Mapping[str, Decision]) -> Pair:
+    graph, nodes, lifted = session.graphs[found.index]
+    names = {node: name for name, node in nodes.items()}
+    args = (*found.given, *lifted)
+    observer = CollectRanges(graph, nodes, session.observations, number)
+    observer.done = set()
+    stops = [node for node in names if node in observer.reads]
+    return Pair(Walk(graph, args, names, decided), Walk(graph, args, names, {}), observer, nodes, narrow(graph, stops))
+
+
+def _why_not(groups: list[Group], session: Session, pairs: list[Pair], recipe: Recipe) -> str | None:
+    """None where every group reads one value, and every graph comes to the groups in this order."""
+    image = next((i for i in session.sites.values() if i.walk and recipe.scheme_for(i.name) is not None), None)
+    if image is not None:
+        return CONVOLUTION.format(image.name)
+    named = session.observations.groups
+    for members in groups:
+        other = next((m for m in members if named.get(m.name) != named.get(members[0].name)), None)
+        if other is not None:
+            return DEPTHS.format(members[0].name, other.name)
+    for pair in {id(pair.nodes): pair for pair in pairs}.values():
+        index = {node: i for i, node in enumerate(pair.rounded.order)}
+        places = [
+            min(found) for g in groups if (found := [index[pair.nodes[m.name]] for m in g if m.name in pair.nodes])
+        ]
+        if places != sorted(places):
+            return ORDERS
+    return None
+
+
+def _look(session: Session, pair: Pair, members: Group) -> None:
+    """Runs one batch on to the value that a group reads, and observes it."""
+    index = {node: i for i, node in enumerate(pair.rounded.order)}
+    reads = sorted((pair.nodes[m.name] for m in members if m.name in pair.nodes), key=index.__getitem__)
+    if not reads:
+        return
+    keep = reads[0] in pair.narrow
+    x, wanted = pair.rounded.look(reads[0], keep), pair.whole.look(reads[0], keep)
+    pair.observer.done.clear()
+    for node in reads:
+        pair.observer.observe(pair.observer.reads[node][0], x)
+    observed = session.observations.together([members[0].name])
+    if observed is not None and observed.moment is not None:
+        observed.add_drift(x, wanted)
+
+
+def _merge(session: Session, members: Group) -> None:
+    """Takes in what other processes have seen of a group."""
+    group = session.observations.groups.get(members[0].name, members[0].name)
+    found = [seen for seen in everywhere(session.observations.observed.get(group)) if seen is not None]
+    if found:
+        for other in found[1:]:
+            found[0].merge(other)
+        session.observations.observed[group] = found[0]
+
+
+def _forget(session: Session, members: Group) -> None:
+    """Drops the statistics that only a solver needs: of one group at a time, [K, K] each, they are held."""
+    observed = session.observations.together([members[0].name])
+    if observed is not None:
+        observed.moment = observed.drift = observed.sample = observed.keys = None
