@@ -9,6 +9,7 @@ from qpass.api import analyze, compile
 from qpass.backend_entry import qpass_backend
 from qpass.errors import QpassError
 from qpass.inspect import inspect
+from qpass.interchange.export import export
 from qpass.legacy import quantize_dynamic
 from qpass.persist import load, save
 from qpass.plan import Decision, Plan
@@ -23,6 +24,7 @@ __all__ = [
     "Scheme",
     "analyze",
     "compile",
+    "export",
     "inspect",
     "load",
     "ops",
