@@ -142,7 +142,7 @@ def _quantize_bias(graph: fx.GraphModule, node: fx.Node) -> None:
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Our ops as ONNX nodes, for torch.onnx."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18 as op  # pyright: ignore[reportMissingImports]
 
     def quantize(x: Any, scale: Any, zero: Any, type: str) -> Any:
         return op.QuantizeLinear(x, scale, zero)

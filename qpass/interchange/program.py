@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,11 @@ from qpass.sites import SiteNames
 QDQ = tuple(each for each in ORDER if each.leaves in ("float", "annotated", "qdq"))
 ASSERTED = torch.ops.aten._assert_tensor_metadata.default
 FORGOTTEN = ("stack_trace", "source_fn_stack", "torch_fn", "nn_module_stack", "from_node", "custom")
+UNKNOWN = re.compile(r"Found <class '(?:\w+\.)*(\w+)'> in output")
+RETURNS = (
+    "the model returns a {}, which a reader of the file could not rebuild; ask for tensors, such as with use_cache=False "
+    "among the example_inputs."
+)
 
 
 def compiled_by_qpass(model: nn.Module) -> Runtime:
@@ -93,6 +99,8 @@ def _export(model: nn.Module, args: tuple, kwargs: Mapping[str, Any], dynamic_sh
         raise
     except Exception as error:  # whatever the model's own code, or torch.export, has to say
         reason = str(error).strip().split("\n\n")[0]
+        if foreign := UNKNOWN.search(reason):
+            raise QpassError(RETURNS.format(foreign[1])) from error
         raise QpassError(
             f"torch.export cannot capture {kind} with these example_inputs and dynamic_shapes: "
             f"{type(error).__name__}: {reason}"
@@ -146,10 +154,7 @@ def plain(value: Any) -> Any:
         return tuple(plain(each) for each in value)
     if value is None or isinstance(value, Tensor | int | float | bool | str | torch.SymInt):
         return value
-    raise QpassError(
-        f"the model returns a {type(value).__name__}, which a reader of the file could not rebuild; ask for tensors, such as "
-        "with use_cache=False among the example_inputs."
-    )
+    raise QpassError(RETURNS.format(type(value).__name__))
 
 
 def _constants(program: torch.export.ExportedProgram) -> fx.GraphModule:
