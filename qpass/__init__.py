@@ -9,6 +9,7 @@ from qpass.api import analyze, compile
 from qpass.backend_entry import qpass_backend
 from qpass.errors import QpassError
 from qpass.inspect import inspect
+from qpass.interchange.compressed import save_pretrained
 from qpass.interchange.export import export
 from qpass.legacy import quantize_dynamic
 from qpass.persist import load, save
@@ -31,4 +32,5 @@ __all__ = [
     "qpass_backend",
     "quantize_dynamic",
     "save",
+    "save_pretrained",
 ]

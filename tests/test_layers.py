@@ -45,7 +45,7 @@ LAYERS = (
         "rewrite",
         "sites",
     ),
-    ("conv_ops", "observations", "ops", "packing", "patches", "plan", "schemes", "storage"),
+    ("conv_ops", "observations", "ops", "packing", "patches", "plan", "schemes", "shards", "storage"),
     ("affine", "arity", "geometry", "histogram", "qtype", "range_choice", "ranges", "sizes"),
     ("errors", "files"),
 )
