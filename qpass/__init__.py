@@ -9,6 +9,8 @@ from qpass.api import analyze, compile
 from qpass.backend_entry import qpass_backend
 from qpass.errors import QpassError
 from qpass.inspect import inspect
+from qpass.interchange.compressed import save_pretrained
+from qpass.interchange.export import export
 from qpass.legacy import quantize_dynamic
 from qpass.persist import load, save
 from qpass.plan import Decision, Plan
@@ -23,10 +25,12 @@ __all__ = [
     "Scheme",
     "analyze",
     "compile",
+    "export",
     "inspect",
     "load",
     "ops",
     "qpass_backend",
     "quantize_dynamic",
     "save",
+    "save_pretrained",
 ]

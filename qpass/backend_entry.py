@@ -1,6 +1,7 @@
 """The torch.compile spelling: `model.compile(backend="qpass", options={"scheme": "w8a8-dynamic"})`.
 
 There is no copy of the model to pack here, so the float weights stay in it; the integers are constants of each graph.
+A program that qpass exported is quantized already: without a scheme it is lowered as it is.
 Schemes whose inputs need calibration take a plan: `options={"plan": qpass.analyze(...)}`. torch.compile by itself leaves
 a model with an LSTM or GRU alone, and no backend is asked: set torch._dynamo.config.allow_rnn = True first, or call
 qpass.compile, which captures it. mode="reduce-overhead" replays CUDA graphs; torch.compile takes
@@ -82,7 +83,15 @@ def _clean(source: str) -> str:
 
 
 def _plan(gm, inputs, names: Mapping[int, str], weights: Mapping[str, Tensor], given: Mapping[str, Any]) -> Plan:
+    if "scheme" not in given and "recipe" not in given and _is_quantized(gm):
+        return Plan(Scheme.parse("w8a8-dynamic"))
     scheme = Scheme.parse(given.get("scheme", "w8a8-dynamic"))
     check_calibration([scheme], None)
     _, infos = describe_sites(capture(gm, inputs, names), SiteNames())
     return decide(weights, {i.name: i for i in infos}, Recipe.parse(given.get("recipe"), scheme), Observations())
+
+
+def _is_quantized(gm: fx.GraphModule) -> bool:
+    """Whether a graph holds packed weights or codes already, as a program that qpass exported does."""
+    ours = (torch.ops.qpass.dequantize.default, torch.ops.qpass.quantize.default)
+    return any(node.target in ours for node in gm.graph.nodes)

@@ -1,8 +1,12 @@
-"""Save a compiled model and load it into a fresh float model of the same architecture, equal to the last bit."""
+"""Save a compiled model and load it into a fresh float model of the same architecture, equal to the last bit.
+
+As one file, or as a directory of the kind that transformers keeps (shards.py): the model's configuration beside its weights.
+"""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -13,18 +17,26 @@ from qpass.errors import QpassError
 from qpass.install import copy_for_packing, install, packed_weights
 from qpass.plan import Plan
 from qpass.runtime import all_or_nothing, attach, runtime_of
+from qpass.shards import config_texts, read_directory, write_directory
 from qpass.storage import plan_from_data, plan_to_data, read, write
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Writes a model that qpass has compiled: its plan with the integers, and every other parameter and buffer."""
+def save(model: nn.Module, path: str | os.PathLike[str], shard_size: int | None = None) -> None:
+    """Writes a model that qpass has compiled: its plan with the integers, and every other parameter and buffer.
+
+    path: a file; or a directory, where one is there, the path ends in a slash, or shard_size is given. shard_size: bytes that
+    a file of the directory holds at most (5 GB unless given). Whole or not at all.
+    """
     runtime = runtime_of(model)
     if runtime is None:
         raise QpassError(f"this {type(model).__name__} was not compiled by qpass; compile it first.")
     data, tensors = plan_to_data(runtime.plan)
     rest = {f"state|{name}": t for name, t in _other_state(model).items()}
     header = {"plan": data, "model": type(model).__name__, "backend": runtime.backend.name}
-    write(path, "model", header, tensors | rest)
+    if shard_size is not None or os.fspath(path).endswith(("/", os.sep)) or Path(path).is_dir():
+        write_directory(path, "model", header, tensors | rest, config_texts(model), shard_size)
+    else:
+        write(path, "model", header, tensors | rest)
 
 
 def load(
@@ -36,10 +48,11 @@ def load(
 ) -> nn.Module:
     """The saved model, made from a float model of the same architecture (its own weights do not matter).
 
+    path: the file or directory that `save` wrote; with a directory comes the generation_config of the saved model.
     backend, mode: as in `compile`; they are not saved.
     """
     checks.check_model(model)
-    header, tensors = read(path, "model")
+    header, tensors = read_directory(path, "model") if Path(path).is_dir() else read(path, "model")
     plan = plan_from_data(header["plan"], {k: t for k, t in tensors.items() if not k.startswith("state|")})
     state = {k.removeprefix("state|"): t for k, t in tensors.items() if k.startswith("state|")}
     _check_fits(plan, state, model, header["model"])
@@ -51,7 +64,15 @@ def load(
     own = dict(_other_state(target))
     for name, value in state.items():
         own[name].data.copy_(value)
+    _take_generation_config(target, Path(path))
     return target
+
+
+def _take_generation_config(model: nn.Module, directory: Path) -> None:
+    """How the saved model generates, where it said so."""
+    own = getattr(model, "generation_config", None)
+    if (directory / "generation_config.json").is_file() and hasattr(own, "from_pretrained"):
+        model.generation_config = type(own).from_pretrained(directory)
 
 
 def _other_state(model: nn.Module) -> dict[str, Tensor]:

@@ -49,14 +49,18 @@ def fingerprint(weight: Tensor) -> str:
 def write(path: str | os.PathLike[str], kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Writes a file of a kind ("plan", "model"), whole or not at all."""
     held = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    sums = {name: digest(t) for name, t in held.items()}
-    text = json.dumps({"version": VERSION, "kind": kind, "checksums": sums, **header})
-    metadata = {"qpass": text, "checksum": _text_digest(text)}
     try:
         with replacing(path) as part:
-            save_file(held, part, metadata=metadata)
+            save_file(held, part, metadata=labelled(kind, header, held))
     except (OSError, SafetensorError) as error:
         raise QpassError(f"cannot write {path}: {error}; free some space or choose another folder.") from error
+
+
+def labelled(kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """What says of a file what it is, and what its tensors are: a text and its checksum."""
+    sums = {name: digest(t) for name, t in tensors.items()}
+    text = json.dumps({"version": VERSION, "kind": kind, "checksums": sums, **header})
+    return {"qpass": text, "checksum": _text_digest(text)}
 
 
 def read(path: str | os.PathLike[str], *kinds: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -82,23 +86,36 @@ def _identity(target: Path) -> tuple[int, int]:
 def _read(target: Path, kinds: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(str(target), "pt") as file:
-            metadata = file.metadata() or {}
-            header = json.loads(metadata.get("qpass", "null"))
-            if not isinstance(header, dict):
-                raise QpassError(f"{target} is a safetensors file, but not one that qpass wrote.")
-            _check_header(target, header, kinds)
-            if metadata.get("checksum") != _text_digest(metadata["qpass"]):
-                raise QpassError(f"{target} is damaged: the checksum of its header does not match; save it again.")
+            header = checked_header(target, file.metadata() or {}, kinds)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, OSError) as error:
         raise QpassError(f"{target} cannot be read, it is truncated or damaged: {error}.") from error
+    check_sums(target, header, tensors)
+    return header, tensors
+
+
+def checked_header(target: Path, metadata: Mapping[str, str], kinds: tuple[str, ...]) -> dict[str, Any]:
+    """The header in what `labelled` made; one that is foreign, damaged or newer is refused."""
+    try:
+        header = json.loads(metadata.get("qpass", "null"))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise QpassError(f"{target} cannot be read, it is truncated or damaged: {error}.") from error
+    if not isinstance(header, dict):
+        raise QpassError(f"{target} is a safetensors file, but not one that qpass wrote.")
+    _check_header(target, header, kinds)
+    if metadata.get("checksum") != _text_digest(metadata["qpass"]):
+        raise QpassError(f"{target} is damaged: the checksum of its header does not match; save it again.")
+    return header
+
+
+def check_sums(target: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """The tensors are those that were written."""
     sums = header["checksums"]
     if sums.keys() != tensors.keys():
         raise QpassError(f"{target} is damaged: its tensors are not those its header lists; save it again.")
     for name, tensor in tensors.items():
         if digest(tensor) != sums[name]:
             raise QpassError(f"{target} is damaged: the checksum of {name!r} does not match; save it again.")
-    return header, tensors
 
 
 def _text_digest(text: str) -> str:

@@ -45,10 +45,9 @@ def has_value(node: fx.Node) -> str | None:
     return "it has no value (meta['val'])" if node.op == "call_function" and "val" not in node.meta else None
 
 
-def nothing_quantized(node: fx.Node) -> str | None:
-    """Before insert-qdq the only op of ours is the dequantize of a packed weight."""
-    ours = node.target in (Q.quantize.default, Q.linear.default, Q.choose_qparams.default)
-    return f"{node.target} before insert-qdq" if ours else None
+def nothing_fused(node: fx.Node) -> str | None:
+    """Before fuse nothing computes with integers: an exported program may hold quantize and dequantize from the start."""
+    return f"{node.target} before fuse" if node.target in (Q.linear.default, Q.conv.default) else None
 
 
 def types_agree(node: fx.Node) -> str | None:
@@ -65,7 +64,7 @@ CHECKS: tuple[tuple[str, str, Callable[[fx.Node], str | None]], ...] = (
     ("float", "lowered", only_known_nodes),
     ("float", "fused", at_full_arity),
     ("float", "lowered", has_value),
-    ("float", "annotated", nothing_quantized),
+    ("float", "qdq", nothing_fused),
     ("qdq", "fused", types_agree),
 )
 

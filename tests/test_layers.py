@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the top down; a package stands for all its modules, "" for qpass/__init__.py.
 LAYERS = (
-    ("", "__main__", "api", "backend_entry", "cli", "demo", "legacy", "persist", "texts"),
+    ("", "__main__", "api", "backend_entry", "cli", "demo", "interchange", "legacy", "persist", "texts"),
     ("inspect",),
     (
         "calibrate",
@@ -48,7 +48,7 @@ LAYERS = (
         "rewrite",
         "sites",
     ),
-    ("conv_ops", "observations", "ops", "packing", "patches", "plan", "schemes", "storage"),
+    ("conv_ops", "observations", "ops", "packing", "patches", "plan", "schemes", "shards", "storage"),
     ("affine", "arity", "geometry", "histogram", "qtype", "range_choice", "ranges", "scheme_words", "sizes"),
     ("errors", "files"),
 )
