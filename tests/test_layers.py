@@ -26,6 +26,8 @@ LAYERS = (
         "decide_conv",
         "decide_linear",
         "decide_site",
+        "decide_tables",
+        "module_sites",
         "profit",
         "runtime",
         "timing",
