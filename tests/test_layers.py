@@ -47,7 +47,7 @@ LAYERS = (
         "rewrite",
         "sites",
     ),
-    ("conv_ops", "observations", "ops", "packing", "patches", "plan", "schemes", "storage"),
+    ("conv_ops", "observations", "ops", "packing", "patches", "plan", "schemes", "shared", "storage"),
     ("affine", "arity", "geometry", "histogram", "qtype", "range_choice", "ranges", "sizes"),
     ("errors", "files"),
 )
