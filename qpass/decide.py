@@ -40,7 +40,9 @@ def decide(
     first = _first_readers(sites, schemes)
     for members in _groups(sites, observations):
         solved |= _decide_group(weights, members, schemes, why, observations, first)
-    solved |= decide_tables(weights, sites, schemes, why, solved, lambda d, s: quantize_group(weights, d, s, None, [False]))
+    solved |= decide_tables(
+        weights, sites, schemes, why, solved, lambda d, s: quantize_group(weights, d, s, None, [False])
+    )
     if not fast_bfloat16():
         kinds = {name: "output" if info.operation == "operand" else info.operation for name, info in sites.items()}
         sites = {name: dataclasses.replace(info, operation=kinds[name]) for name, info in sites.items()}

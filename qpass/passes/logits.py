@@ -31,7 +31,9 @@ def _shape(node: fx.Node) -> tuple:
 
 def _goes_out(node: fx.Node) -> bool:
     """Whether all readers of a value are the graph's output, or pass it on there."""
-    return bool(node.users) and all(user.op == "output" or (_passes_on(user) and _goes_out(user)) for user in node.users)
+    return bool(node.users) and all(
+        user.op == "output" or (_passes_on(user) and _goes_out(user)) for user in node.users
+    )
 
 
 def _passes_on(node: fx.Node) -> bool:

@@ -24,7 +24,11 @@ OTHER_SITES = (
     (aten.addmm.default, "matmul", "its factors alpha and beta are not 1, or no operand of it is a weight"),
     (aten.einsum.default, "einsum", TWO_ACTIVATIONS),
     (aten.baddbmm.default, "matmul", TWO_ACTIVATIONS),
-    (aten.embedding.default, LOOKUP, "a table is looked up, not multiplied by: it stays float unless a recipe names it"),
+    (
+        aten.embedding.default,
+        LOOKUP,
+        "a table is looked up, not multiplied by: it stays float unless a recipe names it",
+    ),
     (aten.lstm.input, "lstm", RECURRENT),
     (aten.gru.input, "gru", RECURRENT),
     (aten.rnn_tanh.input, "rnn", RECURRENT),

@@ -55,7 +55,12 @@ def lower_linear(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     if x_type == "u8/t":
         alpha, offset, rows = alpha * float(constant(x_scale)), offset * int(constant(x_zero)), (None, None)
     beta = torch.zeros(n) if bias is None else constant(bias).detach().float()
-    held = {"packed": made_once("panels", weight, lambda w: pack(library(), w)), "alpha": alpha.float(), "beta": beta, "offset": offset}
+    held = {
+        "packed": made_once("panels", weight, lambda w: pack(library(), w)),
+        "alpha": alpha.float(),
+        "beta": beta,
+        "offset": offset,
+    }
     name = node.meta.get("site", "linear")
     constants = [add_constant(gm, f"{name}_{key}", _own(key, t), node) for key, t in held.items()]
     out = (1.0, 0, dtype)
@@ -73,7 +78,11 @@ def _weight_only(gm: fx.GraphModule, node: fx.Node, weight: Tensor) -> fx.Node:
     x, w_scale, bias, other, act, dtype = (node.args[i] for i in (0, 5, 7, 8, 9, 13))
     n = weight.shape[0]
     beta = torch.zeros(n) if bias is None else constant(bias).detach().float()
-    held = {"packed": made_once("rows", weight, pack_by_rows), "alpha": constant(w_scale).float().expand(n), "beta": beta}
+    held = {
+        "packed": made_once("rows", weight, pack_by_rows),
+        "alpha": constant(w_scale).float().expand(n),
+        "beta": beta,
+    }
     name = node.meta.get("site", "linear")
     constants = [add_constant(gm, f"{name}_{key}", _own(key, t), node) for key, t in held.items()]
     return add_call(gm, Q.weight_only_linear.default, (x, *constants, other, n, act, dtype), node)
