@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qpass.calibrate import buffers_kept
 from qpass.capture import capture, front_end, tensor_names
 from qpass.convolutions import MODULES, geometry_of_module
 from qpass.passes.annotate import describe_sites
@@ -71,7 +72,8 @@ def _captured(module: nn.Module, width: int) -> list[SiteInfo]:
         return gm.forward
 
     try:
-        front_end(module, backend)(torch.zeros(2, width, dtype=parameter.dtype, device=parameter.device))
-    except Exception:  # it takes other inputs: example_inputs show the front end how it is called
+        with buffers_kept(module):
+            front_end(module, backend)(torch.zeros(2, width, dtype=parameter.dtype, device=parameter.device))
+    except Exception:  # it takes other inputs: example_inputs show how it is called
         return []
     return found
