@@ -12,12 +12,12 @@ from qpass import checks, profit
 from qpass.backends import Backend, backend_named
 from qpass.backends.cuda_graphs import check_mode
 from qpass.calibrate import Batch, Session, buffers_kept, call_arguments, gather, observe
-from qpass.convolutions import MODULES, geometry_of_module
 from qpass.decide import decide
 from qpass.install import copy_for_packing, install, uninstall
+from qpass.module_sites import module_sites
 from qpass.observations import Observations
 from qpass.pipeline import Settings
-from qpass.plan import Decision, Plan, SiteInfo
+from qpass.plan import Decision, Plan
 from qpass.runtime import all_or_nothing, attach, run_float
 from qpass.schemes import Recipe, Scheme
 from qpass.sequential import ONE_PASS, solve_in_order
@@ -145,7 +145,9 @@ def analyze(
     schemes = [parsed, *(s for _, s in rules.rules if s is not None)]
     checks.check_calibration(schemes, calibration)
     if example_inputs is None and calibration is None:
-        return decide(model, _module_sites(model), rules, Observations())
+        found = module_sites(model)
+        checks.check_sites(model, found, ran=False)
+        return decide(model, found, rules, Observations())
     session = Session(model)
     session.observations.moments = calibration is not None
     with buffers_kept(model):
@@ -168,17 +170,3 @@ def analyze(
         plan.notes += [ONE_PASS.format(decided)] if decided else []
         return plan
     return decide(model, session.sites, rules, session.observations, decided)
-
-
-def _module_sites(model: nn.Module) -> dict[str, SiteInfo]:
-    """Sites of a model that is not run: its linears and convolutions, under the names a capture gives them."""
-    found = {}
-    for path, module in model.named_modules():
-        if not isinstance(module, (nn.Linear, *MODULES)):
-            continue
-        walk = geometry_of_module(module) if isinstance(module, MODULES) else None
-        operation = walk.operation if walk else "linear"
-        name = f"{path}:{operation}.0"
-        found[name] = SiteInfo(name, operation, f"{path}.weight" if path else "weight", walk=walk)
-    checks.check_sites(model, found, ran=False)
-    return found

@@ -10,6 +10,7 @@ either options or a mode, so the mode can be one of the options.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from qpass.decide import decide
 from qpass.errors import QpassError, nearest
 from qpass.observations import Observations
 from qpass.passes.annotate import describe_sites
+from qpass.passes.logits import makes_logits
 from qpass.plan import Plan
 from qpass.runtime import Runtime
 from qpass.schemes import Recipe, Scheme
@@ -87,8 +89,10 @@ def _plan(gm, inputs, names: Mapping[int, str], weights: Mapping[str, Tensor], g
         return Plan(Scheme.parse("w8a8-dynamic"))
     scheme = Scheme.parse(given.get("scheme", "w8a8-dynamic"))
     check_calibration([scheme], None)
-    _, infos = describe_sites(capture(gm, inputs, names), SiteNames())
-    return decide(weights, {i.name: i for i in infos}, Recipe.parse(given.get("recipe"), scheme), Observations())
+    nodes, infos = describe_sites(capture(gm, inputs, names), SiteNames())
+    heads = makes_logits(nodes)
+    sites = {i.name: dataclasses.replace(i, head=i.name in heads) for i in infos}
+    return decide(weights, sites, Recipe.parse(given.get("recipe"), scheme), Observations())
 
 
 def _is_quantized(gm: fx.GraphModule) -> bool:

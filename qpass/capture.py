@@ -25,6 +25,8 @@ from qpass.canonical import canonicalize
 from qpass.errors import QpassError
 from qpass.guards import needed
 
+# of one model: batch 1, a prompt or one token, each kind of cache and mask has one; torch would stop at 8, in eager mode
+GRAPHS = 64
 GraphBackend = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
 
 
@@ -57,7 +59,8 @@ def front_end(model: nn.Module, backend: GraphBackend, frozen: bool = False) -> 
     options = {"guard_filter_fn": lambda guards: [needed(guard) for guard in guards]} if frozen else None
     compiled = torch.compile(own, backend=_relay(weakref.ref(held)), dynamic=True, options=options)
     # a float that arrives as a tensor cannot be retraced; a recurrent layer is one operation of the graph, not a break
-    settings = torch._dynamo.config.patch(specialize_float=True, allow_rnn=True, prepare_freezing=frozen)
+    changes = dict(specialize_float=True, allow_rnn=True, prepare_freezing=frozen, recompile_limit=GRAPHS)
+    settings = torch._dynamo.config.patch(changes)
     # a batch as long as its sequences is a coincidence
     apart = torch.fx.experimental._config.patch(use_duck_shape=False)
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from qpass.decide_conv import decide_images, operand_decision
 from qpass.decide_linear import suited
 from qpass.decide_site import describe, why_float, why_weight
+from qpass.decide_tables import decide_tables, heads, one_name, schemes_of
 from qpass.observations import Observations, Observed
 from qpass.packing import Packed
-from qpass.passes.other_sites import why_not
+from qpass.passes.other_sites import LOOKUP, why_not
 from qpass.plan import Decision, Plan, SiteInfo
 from qpass.schemes import Recipe, Scheme
 from qpass.solvers.solve import Solution, solve
@@ -21,6 +22,28 @@ from qpass.storage import fingerprint
 
 BOTH_WAYS = "{} reads the same weight the other way round, and one set of integers has scales along one axis"
 EXTREME = "its input spans too many orders of magnitude for second moments; its weight is rounded to nearest"
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a recipe asks of a model: its weights by path, its sites, and for each its scheme, or why it has none.
+
+    first: weight -> the first site that is to be quantized and reads it.
+    """
+
+    weights: Mapping[str, Tensor]
+    sites: Mapping[str, SiteInfo]
+    schemes: Mapping[str, Scheme | None]
+    why: Mapping[str, str]
+    first: Mapping[str, SiteInfo]
+
+
+def asked(model: nn.Module | Mapping[str, Tensor], sites: Mapping[str, SiteInfo], recipe: Recipe) -> Asked:
+    """What the recipe asks of a model, or of the weights of a graph."""
+    weights = dict(model.named_parameters(remove_duplicate=False)) if isinstance(model, nn.Module) else model
+    sites = one_name(sites, weights)
+    schemes, why = schemes_of(sites, recipe, heads(model, sites, weights))
+    return Asked(weights, sites, schemes, why, _first_readers(sites, schemes))
 
 
 def decide(
@@ -31,14 +54,17 @@ def decide(
     decided: Mapping[str, Decision] | None = None,
 ) -> Plan:
     """The plan for the sites of a model, in the order given. decided: what is known of some sites already."""
-    recipe.check([name for name, info in sites.items() if info.operation == "linear" or info.walk] or list(sites))
-    weights = dict(model.named_parameters(remove_duplicate=False)) if isinstance(model, nn.Module) else model
+    recipe.check([n for n, i in sites.items() if i.operation in ("linear", LOOKUP) or i.walk] or list(sites))
+    ask = asked(model, sites, recipe)
+    weights, sites, schemes = ask.weights, ask.sites, ask.schemes
     plan = Plan(recipe.default, parameters=sum({id(p): p.numel() for p in weights.values()}.values()))
     solved: dict[str, Decision] = dict(decided or {})
-    first = first_readers(sites, recipe)
     for members in groups(sites, observations):
         if any(info.name not in solved for info in members):
-            solved |= decide_group(weights, members, recipe, observations, first)
+            solved |= decide_group(ask, members, observations)
+    solved |= decide_tables(
+        weights, sites, schemes, ask.why, solved, lambda d, s: quantize_group(weights, d, s, None, [False])
+    )
     if not fast_bfloat16():
         kinds = {name: "output" if info.operation == "operand" else info.operation for name, info in sites.items()}
         sites = {name: dataclasses.replace(info, operation=kinds[name]) for name, info in sites.items()}
@@ -80,36 +106,34 @@ def _other(info: SiteInfo) -> Decision:
     return Decision(info.name, info.operation, info.weight or "", why=why_not(info.operation))
 
 
-def first_readers(sites: Mapping[str, SiteInfo], recipe: Recipe) -> dict[str, SiteInfo]:
+def _first_readers(sites: Mapping[str, SiteInfo], schemes: Mapping[str, Scheme | None]) -> dict[str, SiteInfo]:
     """Weight -> the first site that is to be quantized and reads it: the others follow its scheme and its axis."""
     first: dict[str, SiteInfo] = {}
     for name, info in sites.items():
-        if info.operation == "linear" and info.weight and recipe.scheme_for(name) is not None:
+        if info.operation == "linear" and info.weight and schemes[name] is not None:
             first.setdefault(info.weight, info)
     return first
 
 
-def decide_group(
-    weights, members: list[SiteInfo], recipe: Recipe, observations: Observations, first: Mapping[str, SiteInfo]
-) -> dict[str, Decision]:
+def decide_group(ask: Asked, members: list[SiteInfo], observations: Observations) -> dict[str, Decision]:
     """They share the scale of the input and its per-channel factor where they have one scheme; a weight has one."""
     found: dict[str, Decision] = {}
     by_scheme: dict[Scheme, list[Decision]] = {}
     observed = observations.together(info.name for info in members)
     for info in members:
-        decision = describe(weights, info, observations)
-        scheme = recipe.scheme_for(info.name)
-        leader = first.get(decision.weight, info)
-        why = why_weight(weights, decision) or why_float(decision, scheme, observed)
+        decision = describe(ask.weights, info, observations)
+        scheme = ask.schemes[info.name]
+        leader = ask.first.get(decision.weight, info)
+        why = ask.why.get(info.name) or why_weight(ask.weights, decision) or why_float(decision, scheme, observed)
         if not why and leader.transposed != info.transposed:
             why = BOTH_WAYS.format(leader.name)
         if why:
             found[info.name] = decision.as_float(why)
         else:
-            by_scheme.setdefault(recipe.scheme_for(leader.name), []).append(decision)
+            by_scheme.setdefault(ask.schemes[leader.name], []).append(decision)
     epilogue = [info.from_epilogue for info in members]
     for scheme, decisions in by_scheme.items():
-        found |= {d.site: d for d in quantize_group(weights, decisions, scheme, observed, epilogue)}
+        found |= {d.site: d for d in quantize_group(ask.weights, decisions, scheme, observed, epilogue)}
     return found
 
 

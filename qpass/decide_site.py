@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from qpass.observations import Observations, Observed
+from qpass.passes.other_sites import LOOKUP
 from qpass.plan import Decision, SiteInfo
 from qpass.schemes import Scheme
 
@@ -16,6 +17,7 @@ NOT_A_PARAMETER = "its weight is a buffer of the model, not a parameter"
 NOT_A_MATRIX = "its weight has {} dimensions, not two"
 BY_RECIPE = "the recipe leaves it in float"
 NOT_REACHED = "no calibration batch reached it, so its input has no range"
+FLOAT_TABLE = "tables become integers of 2 to 8 bits; {} has other types"
 FLOAT_TYPE = "weights and inputs of convolutions become integers of 2 to 8 bits; {} has other types"
 
 
@@ -23,7 +25,9 @@ def why_type(scheme: Scheme, operation: str) -> str | None:
     """None where an operation can have a scheme's types, or why not."""
     weight, activation = scheme.weight, scheme.activation
     integers = weight is not None and not weight.is_float and (activation is None or not activation.is_float)
-    return None if integers or operation == "linear" else FLOAT_TYPE.format(scheme)
+    if integers or operation == "linear":
+        return None
+    return (FLOAT_TABLE if operation == LOOKUP else FLOAT_TYPE).format(scheme)
 
 
 def describe(weights: Mapping[str, Tensor], info: SiteInfo, observations: Observations) -> Decision:
@@ -58,5 +62,5 @@ def why_weight(weights: Mapping[str, Tensor], decision: Decision) -> str | None:
     weight = weights[decision.weight]
     if not (weight.is_floating_point() and weight.dtype.itemsize > 1):
         return NOT_REAL.format(str(weight.dtype).removeprefix("torch."))
-    linear = decision.operation == "linear"
-    return NOT_A_MATRIX.format(weight.dim()) if linear and weight.dim() != 2 else None
+    matrix = decision.operation in ("linear", LOOKUP)
+    return NOT_A_MATRIX.format(weight.dim()) if matrix and weight.dim() != 2 else None

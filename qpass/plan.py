@@ -37,9 +37,10 @@ class Source:
 class SiteInfo:
     """What a capture tells of a site, or of an `output` or `operand` of convolutions (passes/conv_values.py).
 
-    weight: parameter path; transposed: it is [K, N]; from_epilogue: its input is the activation of another linear, so a
-    product in front of it would cost a pass over memory; walk: of a convolution; norm: float64 [N], what a batch norm behind
-    it multiplies by; source: of its input, or of an output itself, where channels can be scaled.
+    weight: parameter path; transposed: it is [K, N]; head: the graph shows that it makes the logits; from_epilogue: its input
+    is the activation of another linear, so a product in front of it would cost a pass over memory; walk: of a convolution;
+    norm: float64 [N], what a batch norm behind it multiplies by; source: of its input, or of an output itself, where channels
+    can be scaled.
     """
 
     name: str
@@ -50,6 +51,7 @@ class SiteInfo:
     walk: Geometry | None = None
     norm: Tensor | None = None
     source: Source | None = None
+    head: bool = False
 
 
 INPUT_FIELDS = ("input_type", "input_scale", "input_zero", "input_mul", "input_shift", "input_extra", "bias")

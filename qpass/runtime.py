@@ -30,6 +30,7 @@ from qpass.passes import ORDER
 from qpass.pipeline import Context, Settings, run_pipeline
 from qpass.plan import Plan
 from qpass.rewrite import Miss
+from qpass.shared import share_constants
 from qpass.sites import SiteNames
 from qpass.watch import OURS, Watch
 
@@ -95,6 +96,7 @@ class Runtime:
         sites = [name for name in self.plan.decisions if name in context.sites]
         placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
         frozen = tuple(i for i, n in enumerate(placeholders) if "value" in n.meta and not n.users)
+        share_constants(graph)
         function = self.backend.finish(graph)
         if self.mode == "reduce-overhead":
             fixed = static_inputs([n for n in gm.graph.nodes if n.op == "placeholder"], inputs, names)

@@ -206,6 +206,11 @@ class Recipe:
         """The scheme of a site (`path:operation.ordinal`) or module path; None keeps it in float."""
         return next((scheme for glob, scheme in self.rules if _matches(glob, site)), self.default)
 
+    def names(self, site: str) -> bool:
+        """Whether the rule that a site follows names it, by the end of its path: `lm_head` and `*embed*`, not `model.*`."""
+        glob = next((glob for glob, _ in self.rules if _matches(glob, site)), "")
+        return bool(glob.partition(":")[0].rpartition(".")[2].strip("*"))
+
     def unmatched(self, sites: Iterable[str]) -> tuple[str, ...]:
         """The globs that match none of the sites."""
         known = tuple(sites)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from qpass import checks
-from qpass import decide as deciding
 from qpass.calibrate import Batch, Caught, Session, everywhere, shown
+from qpass.decide import Asked, asked, decide_group, groups
 from qpass.passes.collect_ranges import CollectRanges
 from qpass.plan import Decision, SiteInfo
 from qpass.schemes import Recipe
@@ -49,18 +49,17 @@ def solve_in_order(
     """The decisions of all linear sites, or why they cannot be taken in order of execution."""
     decided: dict[str, Decision] = {}
     pairs = _pairs(session, batches, decided)
-    groups = deciding.groups(session.sites, session.observations)
-    why = pairs if isinstance(pairs, str) else _why_not(groups, session, pairs, recipe)
+    ask = asked(model, session.sites, recipe)
+    together = groups(ask.sites, session.observations)
+    why = pairs if isinstance(pairs, str) else _why_not(together, session, pairs, ask)
     why = next((told for told in everywhere(why) if told), None)  # no process goes on where another does not
     if why is not None or isinstance(pairs, str):
         return str(why)
-    weights = dict(model.named_parameters(remove_duplicate=False))
-    first = deciding.first_readers(session.sites, recipe)
-    for members in shown(groups, "rounding", lambda group: group[0].name.partition(":")[0]):
+    for members in shown(together, "rounding", lambda group: group[0].name.partition(":")[0]):
         for pair in pairs:
             _look(session, pair, members)
         _merge(session, members)
-        decided |= deciding.decide_group(weights, members, recipe, session.observations, first)
+        decided |= decide_group(ask, members, session.observations)
         _forget(session, members)
     return decided
 
@@ -106,20 +105,20 @@ def _pair(session: Session, found: Caught, number: int, decided: Mapping[str, De
     return Pair(Walk(graph, args, names, decided), Walk(graph, args, names, {}), observer, nodes, narrow(graph, stops))
 
 
-def _why_not(groups: list[Group], session: Session, pairs: list[Pair], recipe: Recipe) -> str | None:
+def _why_not(together: list[Group], session: Session, pairs: list[Pair], ask: Asked) -> str | None:
     """None where every group reads one value, and every graph comes to the groups in this order."""
-    image = next((i for i in session.sites.values() if i.walk and recipe.scheme_for(i.name) is not None), None)
+    image = next((i for i in session.sites.values() if i.walk and ask.schemes[i.name] is not None), None)
     if image is not None:
         return CONVOLUTION.format(image.name)
     named = session.observations.groups
-    for members in groups:
+    for members in together:
         other = next((m for m in members if named.get(m.name) != named.get(members[0].name)), None)
         if other is not None:
             return DEPTHS.format(members[0].name, other.name)
     for pair in {id(pair.nodes): pair for pair in pairs}.values():
         index = {node: i for i, node in enumerate(pair.rounded.order)}
         places = [
-            min(found) for g in groups if (found := [index[pair.nodes[m.name]] for m in g if m.name in pair.nodes])
+            min(found) for g in together if (found := [index[pair.nodes[m.name]] for m in g if m.name in pair.nodes])
         ]
         if places != sorted(places):
             return ORDERS

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-ROOT = re.compile(r"^[LG]\['[^']*'\]")
+# the model as the front end calls it; a wrapper of its forward may have it as the first of its arguments
+ROOT = re.compile(r"^[LG]\['(?:args'\]\[0|[^']*')\]")
 ITEM = re.compile(r"\._(?:modules|parameters|buffers)\['([^']+)'\]|\[['\"]?([^'\"\]]+)['\"]?\]")
 
 

@@ -98,9 +98,22 @@ class Functional(nn.Module):
         return functional.linear(functional.linear(x, self.w), self.fixed)
 
 
+class Pair(nn.Module):
+    """Two matrices of its own: which of them its inputs meet is seen when it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(8, 32)), nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x):
+        return functional.linear(functional.linear(x, self.a), self.b)
+
+
 def test_nothing_found_without_running():
     with pytest.raises(QpassError, match=r"no nn.Linear or convolution module; pass example_inputs"):
-        qpass.compile(Functional().eval(), "w8a8-dynamic")
+        qpass.compile(Pair().eval(), "w8a8-dynamic")
+    with pytest.raises(QpassError, match=r"Embedding has no site to quantize.*found: embedding"):
+        qpass.compile(nn.Embedding(9, 8).eval(), "w8a8-dynamic")
 
 
 def test_a_buffer_as_weight_stays_float():

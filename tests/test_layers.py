@@ -26,6 +26,8 @@ LAYERS = (
         "decide_conv",
         "decide_linear",
         "decide_site",
+        "decide_tables",
+        "module_sites",
         "profit",
         "runtime",
         "sequential",
@@ -48,7 +50,7 @@ LAYERS = (
         "rewrite",
         "sites",
     ),
-    ("conv_ops", "observations", "ops", "packing", "patches", "plan", "schemes", "shards", "storage"),
+    ("conv_ops", "observations", "ops", "packing", "patches", "plan", "schemes", "shards", "shared", "storage"),
     ("affine", "arity", "geometry", "histogram", "qtype", "range_choice", "ranges", "scheme_words", "sizes"),
     ("errors", "files"),
 )

@@ -32,7 +32,14 @@ def compiled(name, scheme, backend="reference", **options):
     """(float model, compiled model, function that draws inputs)."""
     model, inputs = build(name)
     data = [inputs(8, 16) for _ in range(8)] if scheme == "w8a8" else None
+    options = dict(recipe=head(model, scheme)) | options
     return model, qpass.compile(model, scheme, inputs(2, 7), data, backend=backend, **options), inputs
+
+
+def head(model, scheme):
+    """A recipe that asks for the output layer too, for a model that has one."""
+    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return {name: scheme for name, module in model.named_modules() if module is layer}
 
 
 def check_close(model, q, inputs, bound):
@@ -145,7 +152,8 @@ def test_integers_replace_floats(name, inplace):
     model, inputs = build(name)
     before = stored(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    q = qpass.compile(model, "w8a8-dynamic", inputs(2, 7), backend="reference", inplace=inplace)
+    recipe = head(model, "w8a8-dynamic")
+    q = qpass.compile(model, "w8a8-dynamic", inputs(2, 7), recipe=recipe, backend="reference", inplace=inplace)
     assert (q is model) == inplace
     packed = runtime_of(q).plan.packed
     replaced = {id(parameters[weight]): parameters[weight].nbytes for weight in packed}

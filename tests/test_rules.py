@@ -36,6 +36,8 @@ def test_replacement_computes_the_pattern(each):
     if each.name == "grouped_lookup":
         given |= {"wt": "i8/g4", "ws": torch.rand(8, 4) / 50 + 0.001}
         given["wz"] = torch.randint(-7, 8, (8, 4), dtype=torch.int32)
+    if each.name == "offset_lookup":
+        given["wz"] = torch.randint(-7, 8, (8,), dtype=torch.int32)
     wanted, found = each.pattern(**given), each.replacement(**given)
     assert wanted.dtype == found.dtype
     close = torch.float32 if wanted.dtype == torch.uint8 else wanted.dtype

@@ -44,7 +44,7 @@ X = rows(5, user.WIDTH)
 CASES = (
     (user.Functional, X, 7, 1, NONE_LEFT),
     (user.Unusual, X, 2, 1, (UNKNOWN, "no operand", "no operand", "a buffer", COMPUTED)),
-    (user.Tied, ids, 2, 1, ("lookup", "the other way round")),
+    (user.Tied, ids, 1, 1, ("looked up", "the other way round", "an output layer")),
     (user.Recurrent, X, 2, 1, ("recurrent", "recurrent")),
     (user.Twice, X, 4, 1, NONE_LEFT),
     (user.Branch, X, 2, 2, NONE_LEFT),

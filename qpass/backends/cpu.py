@@ -27,6 +27,7 @@ from torch import fx
 
 from qpass.backends import Backend, attention, native, onednn, onednn_conv, unfused
 from qpass.backends.emit import emit
+from qpass.backends.in_range import check_lookups
 from qpass.backends.inductor import compile_region
 from qpass.backends.laid_out import laid_out_calls
 from qpass.backends.native import conv_lower, image
@@ -126,6 +127,7 @@ KERNELS: dict[str, Callable[..., Any]] = {}  # of this process: another capture 
 def finish(gm: fx.GraphModule) -> Callable[..., Any]:
     """The lowered graph as one Python function: kernels of ours and of oneDNN, and a generated one for each region."""
     keep_pages()
+    check_lookups(gm)
     wanted: list[str] = []
     regions = find_regions(gm)
     for region in regions:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from qpass.graphs import add_call, add_constant, constant
+from qpass.shared import made_once
 
 aten = torch.ops.aten
 onednn = torch.ops.onednn
@@ -63,7 +64,7 @@ def _call(gm: fx.GraphModule, node: fx.Node, x, data, w_scale, bias, out) -> fx.
     """One onednn.qlinear_pointwise. x: (node, scale, zero); out: (scale, zero, dtype, activation, dtype)."""
     weight = constant(data)
     name = node.meta.get("site", "linear")
-    packed = add_constant(gm, f"{name}_packed", prepack(weight), node)
+    packed = add_constant(gm, f"{name}_packed", made_once("onednn", weight, prepack), node)
     scale = add_constant(gm, f"{name}_scale", constant(w_scale).float().expand(weight.shape[0]).contiguous(), node)
     zero = add_constant(gm, f"{name}_zero", torch.zeros(weight.shape[0], dtype=torch.int32), node)
     if bias is not None and bias.meta["val"].dtype is torch.float64:

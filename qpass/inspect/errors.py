@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from qpass.calibrate import Batch, Session
 from qpass.convolutions import is_convolution
+from qpass.passes.other_sites import LOOKUP
 from qpass.plan import Decision, Plan
 from qpass.simulate import quantized_convolution, quantized_linear
 
@@ -55,7 +56,7 @@ class _Measure(fx.Interpreter):
         """One node; a quantized site is also computed in integers' stead."""
         result = super().run_node(n)
         decision = self.plan.decisions.get(self.sites.get(n, ""))
-        if decision is not None and decision.quantized:
+        if decision is not None and decision.quantized and decision.operation != LOOKUP:  # it multiplies nothing
             x, bias = self.env[n.args[0]], None if n.args[2] is None else self.env[n.args[2]]
             walk = n.args[3:] if is_convolution(n) else None
             y = quantized_convolution(decision, x, bias, walk) if walk else quantized_linear(decision, x, bias)

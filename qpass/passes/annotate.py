@@ -19,7 +19,7 @@ from qpass.convolutions import geometry, is_convolution
 from qpass.graphs import constant
 from qpass.passes.conv_values import is_operand, outputs_to_quantize
 from qpass.passes.fold_norm import norm_affine
-from qpass.passes.other_sites import other_operation
+from qpass.passes.other_sites import LOOKUP, other_operation
 from qpass.passes.scalable import norm_behind, sources
 from qpass.plan import SiteInfo
 from qpass.products import is_parameter
@@ -112,6 +112,9 @@ def describe_sites(gm: fx.GraphModule, names: SiteNames) -> tuple[dict[str, fx.N
 
 def _describe(name: str, node: fx.Node) -> SiteInfo:
     operation = name.rpartition(":")[2].partition(".")[0]
+    if operation == LOOKUP:
+        table = weight_source(node.args[0])
+        return SiteInfo(name, operation, table.fqn if table and not table.transposed else None)
     if not site_operation(node):
         return SiteInfo(name, operation, None)
     source = weight_source(node.args[1])

@@ -164,7 +164,29 @@ def _(w, ws, wz, wt, wd, i, padding, scaled, sparse):
     return Q.dequantize.default(aten.embedding.default(w, i), aten.embedding.default(ws, i), zero, wt, wd)
 
 
-LINEAR = (integer_linear, weight_only_linear, packed_lookup, grouped_lookup)
+@rule
+def offset_lookup(w, ws, wz, wt, wd, i, padding, scaled, sparse):
+    """embedding(dequantize(w), i)  ->  (embedding(w, i) - embedding(zero, i)) * embedding(scale, i)
+
+    1. one scale and one zero point per row.
+    """
+    table = Q.dequantize.default(w, ws, wz, wt, wd)
+    return aten.embedding.default(table, i, padding, scaled, sparse)
+
+
+@offset_lookup.check
+def _(wt, wz, **_):
+    return None if wt.endswith("/c0") and wz is not None else f"a table of {wt} has no zero point per row"
+
+
+@offset_lookup.to
+def _(w, ws, wz, wt, wd, i, padding, scaled, sparse):
+    zero = aten.embedding.default(aten.unsqueeze.default(wz, 1), i)
+    rows = aten.to.dtype(aten.sub.Tensor(aten.embedding.default(w, i), zero), wd)
+    return aten.mul.Tensor(rows, aten.to.dtype(aten.embedding.default(aten.unsqueeze.default(ws, 1), i), wd))
+
+
+LINEAR = (integer_linear, weight_only_linear, packed_lookup, grouped_lookup, offset_lookup)
 EPILOGUE = (
     requantize,
     cast,

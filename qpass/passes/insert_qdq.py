@@ -40,6 +40,9 @@ def insert_qdq(gm: fx.GraphModule, context) -> int:
     sites = [node for node in gm.graph.nodes if _is_site(node)]
     for node in sites:
         _pack(gm, node, node.meta["decision"], products)
+    tables = [node for node in gm.graph.nodes if _is_table(node)]
+    for node in tables:
+        _pack(gm, node, node.meta["decision"], products, 0)
     take_up(gm, products)
     for node in list(gm.graph.nodes):
         if (output := node.meta.get("output_decision")) is not None:
@@ -55,7 +58,7 @@ def insert_qdq(gm: fx.GraphModule, context) -> int:
     if context.plan.attention is not None:
         edits += sum(_cast_attention(gm, node, context.plan.attention) for node in list(gm.graph.nodes))
     gm.graph.eliminate_dead_code()
-    return edits
+    return edits + len(tables)
 
 
 def _is_site(node: fx.Node) -> bool:
@@ -63,6 +66,12 @@ def _is_site(node: fx.Node) -> bool:
     decision: Decision | None = node.meta.get("decision")
     product = node.target is aten.linear.default or is_convolution(node)
     return product and decision is not None and decision.quantized
+
+
+def _is_table(node: fx.Node) -> bool:
+    """Whether a node looks rows up in a table with a decision to quantize it."""
+    decision: Decision | None = node.meta.get("decision")
+    return node.target is aten.embedding.default and decision is not None and decision.quantized
 
 
 def _cast_attention(gm: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> int:
@@ -86,8 +95,9 @@ def _cast(gm: fx.GraphModule, x: fx.Node, dtype: torch.dtype, before: fx.Node) -
     return add_call(gm, aten.to.dtype, (x, dtype), before)
 
 
-def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision, products: Products) -> None:
-    source = weight_source(node.args[1])
+def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision, products: Products, place: int = 1) -> None:
+    """Packs the weight that is argument `place` of a node, where it is still float."""
+    source = weight_source(node.args[place])
     packed = decision.packed
     if source is None or source.packed is not None or packed is None:
         return
@@ -97,14 +107,24 @@ def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision, products: Produ
     held = add_constant(gm, f"{decision.weight}_q", data, node)
     scale = add_constant(gm, f"{decision.weight}_scale", packed.scale, node)
     zero = None if packed.zero is None else add_constant(gm, f"{decision.weight}_zero", packed.zero, node)
-    dtype = node.args[1].meta["val"].dtype
-    node.update_arg(1, add_call(gm, qpass.dequantize.default, (held, scale, zero, qtype, dtype), node))
+    dtype = node.args[place].meta["val"].dtype
+    node.update_arg(place, add_call(gm, qpass.dequantize.default, (held, scale, zero, qtype, dtype), node))
     if packed.in_mul is not None and is_convolution(node):
         scale_input(gm, node, packed.in_mul, products)
+    elif packed.in_mul is not None and place == 0:
+        _scale_rows(gm, node, decision, packed.in_mul)
     elif packed.in_mul is not None:
         x = node.args[0]
         factor = add_constant(gm, f"{decision.weight}_in_mul", packed.in_mul.to(x.meta["val"].dtype), node)
         node.update_arg(0, add_call(gm, aten.mul.Tensor, (x, factor), node))
+
+
+def _scale_rows(gm: fx.GraphModule, node: fx.Node, decision: Decision, in_mul: Tensor) -> None:
+    """embedding(w, i)  ->  embedding(w, i) * m: a table tied to a linear whose inputs have a factor."""
+    value = node.meta["val"]
+    factor = add_constant(gm, f"{decision.weight}_in_mul", in_mul.to(value.dtype), node.next)
+    product = add_call(gm, aten.mul.Tensor, (node, factor), node.next)
+    node.replace_all_uses_with(product, lambda user: user is not product)
 
 
 def _correct_bias(gm: fx.GraphModule, node: fx.Node, decision: Decision) -> None:

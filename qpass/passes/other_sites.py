@@ -14,6 +14,7 @@ from qpass.products import is_parameter
 aten = torch.ops.aten
 
 TWO_ACTIVATIONS = "no operand of it is one matrix of the model; schemes quantize products with a weight"
+LOOKUP = "embedding"
 RECURRENT = "a recurrent cell is one opaque operation to the front end"
 OTHER_SITES = (
     (aten.scaled_dot_product_attention.default, "attention", TWO_ACTIVATIONS),
@@ -23,7 +24,11 @@ OTHER_SITES = (
     (aten.addmm.default, "matmul", "its factors alpha and beta are not 1, or no operand of it is a weight"),
     (aten.einsum.default, "einsum", TWO_ACTIVATIONS),
     (aten.baddbmm.default, "matmul", TWO_ACTIVATIONS),
-    (aten.embedding.default, "embedding", "a lookup multiplies nothing; it reads single rows"),
+    (
+        aten.embedding.default,
+        LOOKUP,
+        "a table is looked up, not multiplied by: it stays float unless a recipe names it",
+    ),
     (aten.lstm.input, "lstm", RECURRENT),
     (aten.gru.input, "gru", RECURRENT),
     (aten.rnn_tanh.input, "rnn", RECURRENT),

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from qpass.backends.native.arguments import MASKS, OUT_TYPES
 from qpass.backends.native.build import has_attention, library, pack, pack_by_rows, unavailable
 from qpass.graphs import add_call, add_constant, constant
+from qpass.shared import made_once
 
 Q = torch.ops.qpass
 FLOATS = (torch.float32, torch.bfloat16)
@@ -54,22 +55,36 @@ def lower_linear(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     if x_type == "u8/t":
         alpha, offset, rows = alpha * float(constant(x_scale)), offset * int(constant(x_zero)), (None, None)
     beta = torch.zeros(n) if bias is None else constant(bias).detach().float()
-    held = {"packed": pack(library(), weight), "alpha": alpha.float(), "beta": beta, "offset": offset}
+    held = {
+        "packed": made_once("panels", weight, lambda w: pack(library(), w)),
+        "alpha": alpha.float(),
+        "beta": beta,
+        "offset": offset,
+    }
     name = node.meta.get("site", "linear")
-    constants = [add_constant(gm, f"{name}_{key}", t.contiguous().clone(), node) for key, t in held.items()]
+    constants = [add_constant(gm, f"{name}_{key}", _own(key, t), node) for key, t in held.items()]
     out = (1.0, 0, dtype)
     if out_type:
         out = (float(constant(out_scale)), int(constant(out_zero)), torch.uint8)
     return add_call(gm, Q.packed_linear.default, (x, *constants, *rows, other, n, act, *out), node)
 
 
+def _own(key: str, tensor: Tensor) -> Tensor:
+    """A constant of a kernel, as no part or view of a tensor of the model."""
+    return tensor if key == "packed" else tensor.contiguous().clone()
+
+
 def _weight_only(gm: fx.GraphModule, node: fx.Node, weight: Tensor) -> fx.Node:
     x, w_scale, bias, other, act, dtype = (node.args[i] for i in (0, 5, 7, 8, 9, 13))
     n = weight.shape[0]
     beta = torch.zeros(n) if bias is None else constant(bias).detach().float()
-    held = {"packed": pack_by_rows(weight), "alpha": constant(w_scale).float().expand(n), "beta": beta}
+    held = {
+        "packed": made_once("rows", weight, pack_by_rows),
+        "alpha": constant(w_scale).float().expand(n),
+        "beta": beta,
+    }
     name = node.meta.get("site", "linear")
-    constants = [add_constant(gm, f"{name}_{key}", t.contiguous().clone(), node) for key, t in held.items()]
+    constants = [add_constant(gm, f"{name}_{key}", _own(key, t), node) for key, t in held.items()]
     return add_call(gm, Q.weight_only_linear.default, (x, *constants, other, n, act, dtype), node)
 
 
