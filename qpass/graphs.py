@@ -55,13 +55,16 @@ def _fake(gm: fx.GraphModule, tensor: Tensor) -> Tensor:
 
 
 def constant(node: object) -> Tensor | None:
-    """The tensor behind a node that is a parameter, a buffer or a get_attr constant; None otherwise."""
+    """The tensor behind a node that is a parameter, a buffer or a get_attr constant, or codes of such; None otherwise."""
     if not isinstance(node, fx.Node):
         return None
     if node.op == "placeholder":
         return node.meta.get("value")
     if node.op == "get_attr":
         return operator.attrgetter(str(node.target))(node.graph.owning_module)
+    if node.target is torch.ops.qpass.whole.default:
+        held = constant(node.args[0])
+        return None if held is None else torch.ops.qpass.whole.default(held, node.args[1])
     return None
 
 

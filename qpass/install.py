@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qpass.errors import QpassError
-from qpass.packing import Packed, spread
+from qpass.packing import Packed, halved, halves, spread
 
 
 class PackedWeight(nn.Module):
@@ -39,14 +39,19 @@ class PackedWeight(nn.Module):
         in_mul = packed.in_mul
         if in_mul is not None and packed.data.dim() > 2:
             in_mul = spread(in_mul, packed.data, self.axis == 1)
-        self._initial = tuple(t for t in (packed.data, packed.scale, in_mul, packed.zero) if t is not None)
+        self.halves = halves(packed.data, packed.type)
+        data = halved(packed.data) if self.halves else packed.data
+        zero = None if packed.zero is None else packed.zero.to(torch.uint8)
+        self._initial = tuple(t for t in (data, packed.scale, in_mul, zero) if t is not None)
 
     def forward(self, data: Tensor, scale: Tensor, *rest: Tensor) -> Tensor:
-        """data: int8 or uint8 shaped like the weight, scale: float32 of the type's shape.
+        """data: int8 or uint8 shaped like the weight, or uint8 of two codes each; scale: float32 of the type's shape.
 
-        rest: in_mul, float32 [K] or shaped like the weight, where inputs are scaled; then the zero point, int32, where
+        rest: in_mul, float32 [K] or shaped like the weight, where inputs are scaled; then the zero point, uint8, where
         the type has one.
         """
+        if self.halves:
+            data = torch.ops.qpass.whole.default(data, self.type)
         zero = rest[-1] if self.zeros else None
         weight = torch.ops.qpass.dequantize.default(data, scale, zero, self.type, self.dtype)
         if len(rest) == self.zeros:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qpass import affine
+from qpass import affine, packing
 from qpass.qtype import QType, scale_shape
 
 LIBRARY = torch.library.Library("qpass", "DEF")
@@ -65,6 +65,15 @@ def dequantize(q: Tensor, scale: Tensor, zero: Tensor | None, type: str, dtype: 
 
 def _dequantize_fake(q, scale, zero, type, dtype):
     return torch.empty_like(q, dtype=dtype)
+
+
+def whole(data: Tensor, type: str) -> Tensor:
+    """The codes [..., K], in the type's storage, of which data, uint8 [..., K / 2], holds two a byte."""
+    return packing.whole(data, QType.parse(type))
+
+
+def _whole_fake(data, type):
+    return data.new_empty((*data.shape[:-1], data.shape[-1] * 2), dtype=QType.parse(type).storage)
 
 
 def choose_qparams(x: Tensor, type: str) -> tuple[Tensor, Tensor]:
@@ -153,6 +162,7 @@ OPS = (
         dequantize,
         _dequantize_fake,
     ),
+    ("whole(Tensor data, str type) -> Tensor", whole, _whole_fake),
     ("choose_qparams(Tensor x, str type) -> (Tensor, Tensor)", choose_qparams, _choose_qparams_fake),
     (
         "linear(Tensor x, Tensor? x_scale, Tensor? x_zero, str x_type, Tensor weight, Tensor weight_scale, "

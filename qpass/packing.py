@@ -3,6 +3,8 @@
     weight[n, k] = (data[n, k] - zero[n]) * scale[n] * in_mul[k]            channels
     weight[n, k] = (data[n, k] - zero[n, g]) * scale[n, g] * in_mul[k]      groups of G, g = k // G
 
+Where it is kept (a model's buffers, a file) two codes of 4 bits and fewer share a byte: `halved`, `whole`.
+
 A symmetric type has no zero point. `in_mul` is the per-channel factor that SmoothQuant (2211.10438, eq. 3) moves from
 activations to weights. It is kept beside the integers, so that a packed weight always stands for the original one, and
 a pass moves it onto the activation: linear(x, w * in_mul) = linear(x * in_mul, w).
@@ -40,7 +42,28 @@ class Packed:
     @property
     def nbytes(self) -> int:
         """Bytes of storage, scales included."""
-        return sum(t.nbytes for t in (self.data, self.scale, self.in_mul, self.zero) if t is not None)
+        codes = self.data.nbytes // (2 if halves(self.data, self.type) else 1)
+        zeros = 0 if self.zero is None else self.zero.numel()  # a byte each
+        return codes + zeros + sum(t.nbytes for t in (self.scale, self.in_mul) if t is not None)
+
+
+def halves(codes: Tensor, qtype: QType) -> bool:
+    """Whether codes of a type are kept as two a byte: a matrix of at most 4 bits with an even number of columns."""
+    return codes.dim() == 2 and not qtype.is_float and qtype.bits <= 4 and codes.shape[1] % 2 == 0
+
+
+def halved(codes: Tensor) -> Tensor:
+    """uint8 [..., K / 2] of codes [..., K] of at most 4 bits: the even columns are the lower half of each byte."""
+    low, high = (codes[..., i::2].to(torch.uint8) & 15 for i in (0, 1))
+    return low | (high << 4)
+
+
+def whole(data: Tensor, qtype: QType) -> Tensor:
+    """The codes [..., K], in the type's storage, that `halved` put into uint8 [..., K / 2]."""
+    codes = torch.stack([data & 15, data >> 4], -1).flatten(-2)
+    if not qtype.signed:
+        return codes
+    return ((codes ^ 8).to(torch.int8)) - 8  # the sign of 4 bits
 
 
 def spread(factor: Tensor, weight: Tensor, transposed: bool) -> Tensor:

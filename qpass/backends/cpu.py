@@ -2,8 +2,7 @@
 
     what                     AVX-512 VNNI           else
     qpass.linear             qpass.packed_linear    onednn.qlinear_pointwise
-      of float and integers  qpass.weight_only_linear   the reference
-      with zero points       a generated dequantize and a float product
+      of float and integers  qpass.stored_linear     a generated dequantize and a float product
     qpass.conv               qpass.packed_conv      onednn.qconv_pointwise
     quantize of an image     qpass.image_codes      a generated kernel
     attention in bfloat16    qpass.attention        two bmm and a generated softmax
@@ -30,7 +29,7 @@ from qpass.backends.emit import emit
 from qpass.backends.in_range import check_lookups
 from qpass.backends.inductor import compile_region
 from qpass.backends.laid_out import laid_out_calls
-from qpass.backends.native import conv_lower, image
+from qpass.backends.native import conv_lower, image, stored
 from qpass.backends.native import lower as native_lower
 from qpass.backends.native.absorb import absorb as absorb_quantizes
 from qpass.backends.native.calls import native_calls
@@ -59,6 +58,8 @@ def saturates() -> bool:
 def why_not_linear(node: fx.Node) -> str | None:
     """None where this backend can run a fused linear, or the sentence that says why not."""
     x_type, weight_type, data = node.args[3], node.args[6], node.args[4]
+    if not x_type and stored.why_not(node) is None:
+        return None
     if node.args[14] is not None and not x_type:
         return None if not node.args[12] else "a weight with zero points is multiplied in float"
     if x_type not in ("u8/t", "u8/token", ""):
@@ -83,6 +84,8 @@ def has_amx() -> bool:
 
 def lower_linear(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """The nodes that compute a fused linear, in front of `node`; returns the last."""
+    if not node.args[3] and stored.why_not(node) is None:
+        return stored.lower(gm, node)
     if node.args[14] is not None:
         return unfused.lower_linear(gm, node)
     if (has_amx() and node.args[3]) or native_lower.why_not_linear(node):
@@ -139,7 +142,7 @@ def finish(gm: fx.GraphModule) -> Callable[..., Any]:
     calls = {}
     if native.unavailable() is None:
         join_chains(gm)
-        calls = native_calls(gm, (*CONV_CALLS, *image.CALLS))
+        calls = native_calls(gm, (*CONV_CALLS, *image.CALLS, *stored.CALLS))
     calls |= {node: (KERNELS[key], node.args) for node, key in zip(nodes, wanted, strict=True)}
     return emit(gm, calls | laid_out_calls(gm, calls))
 

@@ -56,6 +56,8 @@ def weight_source(node: object) -> WeightSource | None:
             in_mul, node = node.args[1], node.args[0]
         elif node.target is qpass.dequantize.default:
             packed, node = node, node.args[0]
+        elif node.target is qpass.whole.default:
+            node = node.args[0]
         else:
             return None
     if not isinstance(node, fx.Node) or "fqn" not in node.meta or constant(node) is None:

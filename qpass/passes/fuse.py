@@ -181,13 +181,25 @@ def _(wt, wz, **_):
 
 @offset_lookup.to
 def _(w, ws, wz, wt, wd, i, padding, scaled, sparse):
-    zero = aten.embedding.default(aten.unsqueeze.default(wz, 1), i)
-    rows = aten.to.dtype(aten.sub.Tensor(aten.embedding.default(w, i), zero), wd)
+    zero = aten.to.dtype(aten.embedding.default(aten.unsqueeze.default(wz, 1), i), wd)
+    rows = aten.sub.Tensor(aten.to.dtype(aten.embedding.default(w, i), wd), zero)
     return aten.mul.Tensor(rows, aten.to.dtype(aten.embedding.default(aten.unsqueeze.default(ws, 1), i), wd))
+
+
+@rule
+def halved_lookup(data, wt, i, padding, scaled, sparse):
+    """embedding(whole(q), i)  ->  whole(embedding(q, i)): the rows that are read become whole codes, not the table"""
+    return aten.embedding.default(Q.whole.default(data, wt), i, padding, scaled, sparse)
+
+
+@halved_lookup.to
+def _(data, wt, i, padding, scaled, sparse):
+    return Q.whole.default(aten.embedding.default(data, i, padding, scaled, sparse), wt)
 
 
 LINEAR = (integer_linear, weight_only_linear, packed_lookup, grouped_lookup, offset_lookup)
 EPILOGUE = (
+    halved_lookup,
     requantize,
     cast,
     residual,

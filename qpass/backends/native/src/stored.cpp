@@ -1,0 +1,247 @@
+// float [M, K] x integers [N, K] as they are stored, for few rows: every weight is read once, and that is the time it takes.
+//
+//     y[m, n] = act(sum over groups g of scale[n, g] * sum over k in g of (q[n, k] - zero[n, g]) * x[m, k] + beta[n] + other[m, n])
+//
+// Two codes of 4 bits and fewer share a byte (even columns in the lower half). Thirty-two codes become bfloat16 in one
+// instruction, by a table of sixteen values that holds code - zero, so that nothing is left to correct; codes of 8 bits are
+// looked up by halves, 16 * high + low. Both are exact, and sums are float32. A float32 input is the sum of three bfloat16.
+// Many rows: `expand` writes the weight out in x's type, and a matrix product of torch's reads that.
+#include <algorithm>
+#include <vector>
+
+#include "epilogue.h"
+
+namespace qpass {
+
+struct Stored {
+  const uint8_t* w;
+  const float* scale;
+  const uint8_t* zero;  // or null
+  const void* x;
+  const float* beta;  // or null
+  const void* other;
+  void* out;
+  int64_t m, n, k, group;  // group: K where a row has one scale, else 32 or a multiple of 64
+  int32_t whole, is_signed, act, x_type, out_type, other_type, threads;
+};
+
+constexpr int64_t SOME = 16;  // outputs of a task: one vector of the epilogue
+
+inline float value(const Stored& p, int code, int zero) { return static_cast<float>((p.is_signed && !p.whole && code >= 8 ? code - 16 : code) - zero); }
+
+inline void put(const Stored& p, int64_t at, __mmask16 mask, __m512 y) {
+  if (p.out_type == BF16) return _mm256_mask_storeu_epi16(static_cast<uint16_t*>(p.out) + at, mask, to_bf16(y));
+  _mm512_mask_storeu_ps(static_cast<float*>(p.out) + at, mask, y);
+}
+
+inline __m512 activated(int act, __m512 y) {
+  switch (act) {
+    case RELU: return activate<RELU>(y);
+    case GELU: return activate<GELU>(y);
+    case GELU_TANH: return activate<GELU_TANH>(y);
+    case SILU: return activate<SILU>(y);
+    default: return y;
+  }
+}
+
+// sums [M][SOME] of outputs first .. first + SOME
+inline void finish_some(const Stored& p, const float* sums, int64_t first) {
+  const __mmask16 mask = lanes(p.n - first);
+  const __m512 beta = p.beta ? _mm512_maskz_loadu_ps(mask, p.beta + first) : _mm512_setzero_ps();
+  for (int64_t m = 0; m < p.m; m++) {
+    const int64_t at = m * p.n + first;
+    __m512 y = _mm512_add_ps(_mm512_loadu_ps(sums + m * SOME), beta);
+    if (p.other) {
+      y = _mm512_add_ps(y, p.other_type == BF16 ? from_bf16(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(p.other) + at))
+                                                 : _mm512_maskz_loadu_ps(mask, static_cast<const float*>(p.other) + at));
+    }
+    put(p, at, mask, activated(p.act, y));
+  }
+}
+
+#ifdef __AVX512BF16__
+
+// The input as bfloat16 parts [M * parts][width], width a multiple of 64; of halves even columns come before odd ones in each.
+struct Input {
+  std::vector<uint16_t> parts;
+  int64_t width, count;
+};
+
+inline uint16_t rounded(float x) {
+  return static_cast<uint16_t>(_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0));
+}
+
+inline float real(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+
+Input input_of(const Stored& p) {
+  Input in;
+  in.width = (p.k + 63) / 64 * 64;
+  in.count = p.x_type == BF16 ? 1 : 3;
+  in.parts.assign(p.m * in.count * in.width, 0);
+  for (int64_t m = 0; m < p.m; m++)
+    for (int64_t k = 0; k < p.k; k++) {
+      const int64_t place = p.whole ? k : (k % 2) * (in.width / 2) + k / 2;
+      uint16_t* to = in.parts.data() + m * in.count * in.width + place;
+      if (p.x_type == BF16) {
+        *to = static_cast<const uint16_t*>(p.x)[m * p.k + k];
+        continue;
+      }
+      float left = static_cast<const float*>(p.x)[m * p.k + k];
+      for (int64_t i = 0; i < in.count; i++, to += in.width) {
+        *to = rounded(left);
+        left -= real(*to);
+      }
+    }
+  return in;
+}
+
+inline __m512 dot(__m512 sum, __m512i a, const uint16_t* b) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)_mm512_loadu_si512(b));
+}
+
+struct Tables {
+  alignas(64) uint16_t paired[16][16];  // code - zero, for each zero
+  alignas(64) uint16_t high[32];        // 16 * the upper half of a signed code of 8 bits
+};
+
+Tables tables(const Stored& p) {
+  Tables t;
+  for (int zero = 0; zero < 16; zero++)
+    for (int code = 0; code < 16; code++) t.paired[zero][code] = rounded(value(p, code, zero));
+  for (int code = 0; code < 32; code++) t.high[code] = rounded(16.0f * (code >= 16 ? code - 32 : code));
+  return t;
+}
+
+// V inputs by R outputs: `sums[v][r]` of SOME, from output n on
+template <int R, int V>
+void rows_by_inputs(const Stored& p, const Tables& t, const Input& in, int64_t first_input, int64_t n, float* sums) {
+  const int64_t step = p.whole ? 32 : 64, bytes = p.whole ? p.k : p.k / 2, steps = (p.k + step - 1) / step;
+  const int64_t groups = (p.k + p.group - 1) / p.group;
+  const bool pairs = !p.whole && p.group == 32 && groups > 1;
+  const int64_t own = pairs ? 1 : std::max<int64_t>(1, std::min(steps, p.group / step));  // steps that share their scales
+  const __m512i nibble = _mm512_set1_epi16(15), upper_half = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
+  const __m512i high_table = _mm512_load_si512(t.high);
+  const uint16_t* x = in.parts.data() + first_input * in.width;
+  __m512 total[R][V];
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) total[r][v] = _mm512_setzero_ps();
+  for (int64_t s = 0; s < steps;) {
+    const int64_t end = groups == 1 ? steps : std::min(steps, s + own), g = s * step / p.group;
+    const int64_t g2 = std::min(g + 1, groups - 1);
+    __m512i table[R];
+    __m512 scale[R], part[R][V];
+    for (int r = 0; r < R; r++) {
+      const int64_t at = (n + r) * groups;
+      const uint16_t* low = t.paired[p.zero ? p.zero[at + g] : 0];
+      const uint16_t* high = pairs ? t.paired[p.zero ? p.zero[at + g2] : 0] : low;
+      table[r] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_load_si256((const __m256i*)low)), _mm256_load_si256((const __m256i*)high), 1);
+      scale[r] = _mm512_set1_ps(p.scale[at + g]);
+      if (pairs) scale[r] = _mm512_insertf32x8(scale[r], _mm256_set1_ps(p.scale[at + g2]), 1);
+      for (int v = 0; v < V; v++) part[r][v] = _mm512_setzero_ps();
+    }
+    for (; s < end; s++) {
+      const __mmask32 mask = bytes - s * 32 >= 32 ? ~0u : (1u << (bytes - s * 32)) - 1;
+      for (int r = 0; r < R; r++) {
+        const __m256i raw = _mm256_maskz_loadu_epi8(mask, p.w + (n + r) * bytes + s * 32);
+        if (p.whole) {
+          const __m512i code = _mm512_cvtepi8_epi16(raw);
+          const __m512i low = _mm512_permutexvar_epi16(_mm512_and_si512(code, nibble), table[r]);
+          const __m512i high = _mm512_permutexvar_epi16(_mm512_srai_epi16(code, 4), high_table);
+          for (int v = 0; v < V; v++) {
+            const uint16_t* from = x + v * in.width + s * 32;
+            part[r][v] = dot(dot(part[r][v], low, from), high, from);
+          }
+        } else {
+          const __m512i code = _mm512_cvtepu8_epi16(raw);
+          __m512i even = _mm512_and_si512(code, nibble), odd = _mm512_srli_epi16(code, 4);
+          if (pairs) even = _mm512_or_si512(even, upper_half), odd = _mm512_or_si512(odd, upper_half);
+          even = _mm512_permutexvar_epi16(even, table[r]), odd = _mm512_permutexvar_epi16(odd, table[r]);
+          for (int v = 0; v < V; v++) {
+            const uint16_t* from = x + v * in.width + s * 32;
+            part[r][v] = dot(dot(part[r][v], even, from), odd, from + in.width / 2);
+          }
+        }
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < V; v++) total[r][v] = _mm512_fmadd_ps(part[r][v], scale[r], total[r][v]);
+  }
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) sums[((first_input + v) / in.count) * SOME + r] += _mm512_reduce_add_ps(total[r][v]);
+}
+
+template <int R>
+void outputs(const Stored& p, const Tables& t, const Input& in, int64_t n, float* sums) {
+  const int64_t count = p.m * in.count;
+  int64_t v = 0;
+  for (; v + 3 <= count; v += 3) rows_by_inputs<R, 3>(p, t, in, v, n, sums);
+  if (count - v == 2) rows_by_inputs<R, 2>(p, t, in, v, n, sums);
+  if (count - v == 1) rows_by_inputs<R, 1>(p, t, in, v, n, sums);
+}
+
+#endif
+
+// sixteen codes from k on of one row
+inline __m512 codes_at(const Stored& p, int64_t n, int64_t k, __mmask16 mask) {
+  if (p.whole) return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, p.w + n * p.k + k)));
+  const __m128i raw = _mm_maskz_loadu_epi8(static_cast<__mmask16>(mask & 0xFF), p.w + n * (p.k / 2) + k / 2);
+  const __m128i low = _mm_and_si128(raw, _mm_set1_epi8(15)), high = _mm_and_si128(_mm_srli_epi16(raw, 4), _mm_set1_epi8(15));
+  __m512i code = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(low, high));
+  if (p.is_signed) code = _mm512_sub_epi32(_mm512_xor_si512(code, _mm512_set1_epi32(8)), _mm512_set1_epi32(8));
+  return _mm512_cvtepi32_ps(code);
+}
+
+void expand_row(const Stored& p, int64_t n) {
+  const int64_t groups = (p.k + p.group - 1) / p.group;
+  for (int64_t g = 0; g < groups; g++) {
+    const __m512 scale = _mm512_set1_ps(p.scale[n * groups + g]), zero = _mm512_set1_ps(p.zero ? p.zero[n * groups + g] : 0);
+    const int64_t end = std::min(p.k, (g + 1) * p.group);
+    for (int64_t k = g * p.group; k < end; k += 16) {
+      __mmask16 mask = lanes(end - k);
+      // of halves a byte is two columns; the mask of bytes is wide enough for the last of them
+      const __m512 y = _mm512_mul_ps(_mm512_sub_ps(codes_at(p, n, k, p.whole ? mask : lanes((end - k + 1) / 2)), zero), scale);
+      put(p, n * p.k + k, mask, y);
+    }
+  }
+}
+
+}  // namespace qpass
+
+extern "C" {
+
+#ifdef __AVX512BF16__
+void qpass_stored(const qpass::Stored* args) {
+  using namespace qpass;
+  const Stored& p = *args;
+  if (p.m == 0 || p.n == 0) return;
+  const Input in = input_of(p);
+  const Tables t = tables(p);
+  const int64_t tasks = (p.n + SOME - 1) / SOME;
+#pragma omp parallel num_threads(p.threads) if (p.m * p.n * p.k > (1 << 17))
+  {
+    std::vector<float> sums(p.m * SOME);
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < tasks; task++) {
+      const int64_t first = task * SOME, end = std::min(p.n, first + SOME);
+      std::fill(sums.begin(), sums.end(), 0.0f);
+      int64_t n = first;
+      for (; n + 4 <= end; n += 4) outputs<4>(p, t, in, n, sums.data() + (n - first));
+      for (; n < end; n++) outputs<1>(p, t, in, n, sums.data() + (n - first));
+      finish_some(p, sums.data(), first);
+    }
+  }
+}
+#endif
+
+// the weight itself, [N, K] in out_type
+void qpass_expand(const qpass::Stored* args) {
+  const qpass::Stored& p = *args;
+#pragma omp parallel for schedule(static) num_threads(p.threads) if (p.n * p.k > (1 << 16))
+  for (int64_t n = 0; n < p.n; n++) qpass::expand_row(p, n);
+}
+}
