@@ -27,7 +27,7 @@ from qpass.qtype import QType
 Q = torch.ops.qpass
 STORED = struct.Struct("7P 4q 7i")  # src/stored.cpp
 FLOATS = (torch.float32, torch.bfloat16)
-FEW = {torch.bfloat16: 12, torch.float32: 6}  # rows up to which reading codes beats writing the weight out
+FEW = {torch.bfloat16: 16, torch.float32: 6}  # rows up to which reading codes beats writing the weight out
 
 
 def stored_linear(

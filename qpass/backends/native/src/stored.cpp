@@ -83,8 +83,20 @@ Input input_of(const Stored& p) {
   in.width = (p.k + 63) / 64 * 64;
   in.count = p.x_type == BF16 ? 1 : 3;
   in.parts.assign(p.m * in.count * in.width, 0);
-  for (int64_t m = 0; m < p.m; m++)
-    for (int64_t k = 0; k < p.k; k++) {
+  for (int64_t m = 0; m < p.m; m++) {
+    if (p.x_type == BF16 && p.whole) {
+      std::memcpy(in.parts.data() + m * in.width, static_cast<const uint16_t*>(p.x) + m * p.k, 2 * p.k);
+      continue;
+    }
+    int64_t done = 0;
+    if (p.x_type == BF16)
+      for (; done + 32 <= p.k; done += 32) {  // pairs of columns are one dword
+        const __m512i both = _mm512_loadu_si512(static_cast<const uint16_t*>(p.x) + m * p.k + done);
+        uint16_t* to = in.parts.data() + m * in.width + done / 2;
+        _mm256_storeu_si256((__m256i*)to, _mm512_cvtepi32_epi16(both));
+        _mm256_storeu_si256((__m256i*)(to + in.width / 2), _mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
+      }
+    for (int64_t k = done; k < p.k; k++) {
       const int64_t place = p.whole ? k : (k % 2) * (in.width / 2) + k / 2;
       uint16_t* to = in.parts.data() + m * in.count * in.width + place;
       if (p.x_type == BF16) {
@@ -97,6 +109,7 @@ Input input_of(const Stored& p) {
         left -= real(*to);
       }
     }
+  }
   return in;
 }
 
@@ -105,83 +118,102 @@ inline __m512 dot(__m512 sum, __m512i a, const uint16_t* b) {
 }
 
 struct Tables {
-  alignas(64) uint16_t paired[16][16];  // code - zero, for each zero
+  alignas(64) uint16_t paired[16][32];  // code - zero, for each zero, twice
   alignas(64) uint16_t high[32];        // 16 * the upper half of a signed code of 8 bits
 };
 
 Tables tables(const Stored& p) {
   Tables t;
-  for (int zero = 0; zero < 16; zero++)
-    for (int code = 0; code < 16; code++) t.paired[zero][code] = rounded(value(p, code, zero));
+  for (int zero = 0; zero < (p.zero ? 16 : 1); zero++)
+    for (int code = 0; code < 32; code++) t.paired[zero][code] = rounded(value(p, code % 16, zero));
   for (int code = 0; code < 32; code++) t.high[code] = rounded(16.0f * (code >= 16 ? code - 32 : code));
   return t;
 }
 
-// V inputs by R outputs: `sums[v][r]` of SOME, from output n on
-template <int R, int V>
+// what one step of 32 bytes of a row adds to the sums of V inputs
+template <bool WHOLE, bool PAIRS, int V>
+inline __attribute__((always_inline)) void step(__m256i raw, __m512i table, __m512i high_table, const uint16_t* x, int64_t width, __m512* part) {
+  const __m512i nibble = _mm512_set1_epi16(15);
+  if (WHOLE) {
+    const __m512i code = _mm512_cvtepi8_epi16(raw);
+    const __m512i low = _mm512_permutexvar_epi16(_mm512_and_si512(code, nibble), table);
+    const __m512i high = _mm512_permutexvar_epi16(_mm512_srai_epi16(code, 4), high_table);
+    for (int v = 0; v < V; v++) part[v] = dot(dot(part[v], low, x + v * width), high, x + v * width);
+    return;
+  }
+  const __m512i code = _mm512_cvtepu8_epi16(raw);
+  __m512i even = PAIRS ? _mm512_and_si512(code, nibble) : code, odd = _mm512_srli_epi16(code, 4);
+  if (PAIRS) {
+    const __m512i upper = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
+    even = _mm512_or_si512(even, upper), odd = _mm512_or_si512(odd, upper);
+  }
+  // without pairs the table is there twice, and its index is taken modulo 32: of the bits above the code only one counts
+  even = _mm512_permutexvar_epi16(even, table), odd = _mm512_permutexvar_epi16(odd, table);
+  for (int v = 0; v < V; v++) part[v] = dot(dot(part[v], even, x + v * width), odd, x + v * width + width / 2);
+}
+
+// V inputs by R outputs: adds to `sums[m][r]` of SOME, from output n on
+template <bool WHOLE, bool PAIRS, int R, int V>
 void rows_by_inputs(const Stored& p, const Tables& t, const Input& in, int64_t first_input, int64_t n, float* sums) {
-  const int64_t step = p.whole ? 32 : 64, bytes = p.whole ? p.k : p.k / 2, steps = (p.k + step - 1) / step;
-  const int64_t groups = (p.k + p.group - 1) / p.group;
-  const bool pairs = !p.whole && p.group == 32 && groups > 1;
-  const int64_t own = pairs ? 1 : std::max<int64_t>(1, std::min(steps, p.group / step));  // steps that share their scales
-  const __m512i nibble = _mm512_set1_epi16(15), upper_half = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
+  constexpr int64_t STEP = WHOLE ? 32 : 64;
+  const int64_t bytes = WHOLE ? p.k : p.k / 2, groups = (p.k + p.group - 1) / p.group, full = bytes / 32;
+  const int64_t own = PAIRS ? 1 : groups == 1 ? full + 1 : p.group / STEP;  // steps that share their scales
   const __m512i high_table = _mm512_load_si512(t.high);
   const uint16_t* x = in.parts.data() + first_input * in.width;
+  const uint8_t* w = p.w + n * bytes;
   __m512 total[R][V];
   for (int r = 0; r < R; r++)
     for (int v = 0; v < V; v++) total[r][v] = _mm512_setzero_ps();
-  for (int64_t s = 0; s < steps;) {
-    const int64_t end = groups == 1 ? steps : std::min(steps, s + own), g = s * step / p.group;
-    const int64_t g2 = std::min(g + 1, groups - 1);
+  for (int64_t s = 0, g = 0; s * 32 < bytes; g += PAIRS ? 2 : 1) {
+    const int64_t end = std::min(full, s + own), g2 = std::min(g + 1, groups - 1);
     __m512i table[R];
-    __m512 scale[R], part[R][V];
+    __m512 part[R][V];
     for (int r = 0; r < R; r++) {
       const int64_t at = (n + r) * groups;
       const uint16_t* low = t.paired[p.zero ? p.zero[at + g] : 0];
-      const uint16_t* high = pairs ? t.paired[p.zero ? p.zero[at + g2] : 0] : low;
-      table[r] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_load_si256((const __m256i*)low)), _mm256_load_si256((const __m256i*)high), 1);
-      scale[r] = _mm512_set1_ps(p.scale[at + g]);
-      if (pairs) scale[r] = _mm512_insertf32x8(scale[r], _mm256_set1_ps(p.scale[at + g2]), 1);
+      table[r] = _mm512_load_si512(low);
+      if (PAIRS) table[r] = _mm512_inserti64x4(table[r], _mm256_load_si256((const __m256i*)t.paired[p.zero ? p.zero[at + g2] : 0]), 1);
       for (int v = 0; v < V; v++) part[r][v] = _mm512_setzero_ps();
     }
-    for (; s < end; s++) {
-      const __mmask32 mask = bytes - s * 32 >= 32 ? ~0u : (1u << (bytes - s * 32)) - 1;
-      for (int r = 0; r < R; r++) {
-        const __m256i raw = _mm256_maskz_loadu_epi8(mask, p.w + (n + r) * bytes + s * 32);
-        if (p.whole) {
-          const __m512i code = _mm512_cvtepi8_epi16(raw);
-          const __m512i low = _mm512_permutexvar_epi16(_mm512_and_si512(code, nibble), table[r]);
-          const __m512i high = _mm512_permutexvar_epi16(_mm512_srai_epi16(code, 4), high_table);
-          for (int v = 0; v < V; v++) {
-            const uint16_t* from = x + v * in.width + s * 32;
-            part[r][v] = dot(dot(part[r][v], low, from), high, from);
-          }
-        } else {
-          const __m512i code = _mm512_cvtepu8_epi16(raw);
-          __m512i even = _mm512_and_si512(code, nibble), odd = _mm512_srli_epi16(code, 4);
-          if (pairs) even = _mm512_or_si512(even, upper_half), odd = _mm512_or_si512(odd, upper_half);
-          even = _mm512_permutexvar_epi16(even, table[r]), odd = _mm512_permutexvar_epi16(odd, table[r]);
-          for (int v = 0; v < V; v++) {
-            const uint16_t* from = x + v * in.width + s * 32;
-            part[r][v] = dot(dot(part[r][v], even, from), odd, from + in.width / 2);
-          }
+    for (; s < end; s++)
+      for (int r = 0; r < R; r++)
+        step<WHOLE, PAIRS, V>(_mm256_loadu_si256((const __m256i*)(w + r * bytes + s * 32)), table[r], high_table, x + s * 32, in.width, part[r]);
+    if (s == full && bytes % 32 && (groups == 1 || PAIRS)) {
+      if (!PAIRS || end - s == 0) {
+        const __mmask32 mask = (1u << (bytes % 32)) - 1;
+        const bool here = !PAIRS || g * p.group >= s * STEP;  // of pairs the last one alone may be half
+        if (here) {
+          for (int r = 0; r < R; r++)
+            step<WHOLE, PAIRS, V>(_mm256_maskz_loadu_epi8(mask, w + r * bytes + s * 32), table[r], high_table, x + s * 32, in.width, part[r]);
+          s++;
         }
       }
     }
-    for (int r = 0; r < R; r++)
-      for (int v = 0; v < V; v++) total[r][v] = _mm512_fmadd_ps(part[r][v], scale[r], total[r][v]);
+    for (int r = 0; r < R; r++) {
+      const float* scale = p.scale + (n + r) * groups;
+      __m512 factor = _mm512_set1_ps(scale[g]);
+      if (PAIRS) factor = _mm512_insertf32x8(factor, _mm256_set1_ps(scale[g2]), 1);
+      for (int v = 0; v < V; v++) total[r][v] = _mm512_fmadd_ps(part[r][v], factor, total[r][v]);
+    }
   }
   for (int r = 0; r < R; r++)
     for (int v = 0; v < V; v++) sums[((first_input + v) / in.count) * SOME + r] += _mm512_reduce_add_ps(total[r][v]);
 }
 
-template <int R>
+template <bool WHOLE, bool PAIRS, int R>
 void outputs(const Stored& p, const Tables& t, const Input& in, int64_t n, float* sums) {
   const int64_t count = p.m * in.count;
   int64_t v = 0;
-  for (; v + 3 <= count; v += 3) rows_by_inputs<R, 3>(p, t, in, v, n, sums);
-  if (count - v == 2) rows_by_inputs<R, 2>(p, t, in, v, n, sums);
-  if (count - v == 1) rows_by_inputs<R, 1>(p, t, in, v, n, sums);
+  for (; v + 3 <= count; v += 3) rows_by_inputs<WHOLE, PAIRS, R, 3>(p, t, in, v, n, sums);
+  if (count - v == 2) rows_by_inputs<WHOLE, PAIRS, R, 2>(p, t, in, v, n, sums);
+  if (count - v == 1) rows_by_inputs<WHOLE, PAIRS, R, 1>(p, t, in, v, n, sums);
+}
+
+template <bool WHOLE, bool PAIRS>
+void some_outputs(const Stored& p, const Tables& t, const Input& in, int64_t first, int64_t end, float* sums) {
+  int64_t n = first;
+  for (; n + 4 <= end; n += 4) outputs<WHOLE, PAIRS, 4>(p, t, in, n, sums + (n - first));
+  for (; n < end; n++) outputs<WHOLE, PAIRS, 1>(p, t, in, n, sums + (n - first));
 }
 
 #endif
@@ -221,6 +253,7 @@ void qpass_stored(const qpass::Stored* args) {
   if (p.m == 0 || p.n == 0) return;
   const Input in = input_of(p);
   const Tables t = tables(p);
+  const auto run = p.whole ? some_outputs<true, false> : p.group == 32 && p.k > 32 ? some_outputs<false, true> : some_outputs<false, false>;
   const int64_t tasks = (p.n + SOME - 1) / SOME;
 #pragma omp parallel num_threads(p.threads) if (p.m * p.n * p.k > (1 << 17))
   {
@@ -229,9 +262,7 @@ void qpass_stored(const qpass::Stored* args) {
     for (int64_t task = 0; task < tasks; task++) {
       const int64_t first = task * SOME, end = std::min(p.n, first + SOME);
       std::fill(sums.begin(), sums.end(), 0.0f);
-      int64_t n = first;
-      for (; n + 4 <= end; n += 4) outputs<4>(p, t, in, n, sums.data() + (n - first));
-      for (; n < end; n++) outputs<1>(p, t, in, n, sums.data() + (n - first));
+      run(p, t, in, first, end, sums.data());
       finish_some(p, sums.data(), first);
     }
   }
