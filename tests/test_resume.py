@@ -82,7 +82,9 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_plan(tmp_path, solved
 def test_finished_groups_are_not_observed(tmp_path, solved, monkeypatch):
     batches, looked, real = data(2), [], sequential._look
     interrupt(solved, 3, stack(), SCHEME, calibration=batches, checkpoint=tmp_path)
-    monkeypatch.setattr(sequential, "_look", lambda s, p, members: (looked.append(members[0].name), real(s, p, members)))
+    monkeypatch.setattr(
+        sequential, "_look", lambda s, p, members: (looked.append(members[0].name), real(s, p, members))
+    )
     q = qpass.compile(stack(), SCHEME, calibration=batches, checkpoint=tmp_path, backend="reference")
     assert set(looked) == {"downs.1:linear.0", "ups.2:linear.0", "downs.2:linear.0"}
     assert len(qpass.inspect(q).plan.quantized) == 6
@@ -190,7 +192,9 @@ def test_the_command_line_says_how_to_go_on(tmp_path, solved, monkeypatch, capsy
     (tmp_path / "stacks.py").write_text(NETS)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    line = f"compile stacks:net --scheme {SCHEME} --checkpoint steps --backend reference -o net.qpass --save-plan net.plan"
+    line = (
+        f"compile stacks:net --scheme {SCHEME} --checkpoint steps --backend reference -o net.qpass --save-plan net.plan"
+    )
     solved.stop = 2
     assert main(line.split()) == 130
     (said,) = capsys.readouterr().err.strip().splitlines()
