@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -18,6 +19,8 @@ from qpass.module_sites import module_sites
 from qpass.observations import Observations
 from qpass.pipeline import Settings
 from qpass.plan import Decision, Plan
+from qpass.processes import collected, listed, spread
+from qpass.resume import NOTHING_TO_RESUME, begin
 from qpass.runtime import all_or_nothing, attach, run_float
 from qpass.schemes import Recipe, Scheme
 from qpass.sequential import ONE_PASS, solve_in_order
@@ -38,6 +41,7 @@ def compile(
     plan: Plan | None = None,
     guard: bool | None = None,
     mode: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> nn.Module:
     """The same model, quantized and compiled: same class, methods and attributes, smaller weights, faster calls.
 
@@ -47,7 +51,7 @@ def compile(
     (float); the first match wins. plan: from `analyze` or `Plan.load`, instead of scheme, calibration and recipe.
     inplace: pack the weights of this very model instead of a copy. guard: leave sites in float that are faster so
     (default: only where scheme is omitted). mode: `reduce-overhead` replays CUDA graphs; a result is then valid until the
-    next call.
+    next call. checkpoint: a directory, see `analyze`.
 
     The result is for inference: it computes no gradients, and hooks added after its first call are not run, as with
     torch.compile.
@@ -58,9 +62,9 @@ def compile(
     free = scheme is None and plan is None  # nothing was asked for, so float is an answer too
     judged = free and guard is not False and example_inputs is not None
     if plan is not None:
-        _check_plan(model, plan, example_inputs, scheme, calibration, recipe)
+        _check_plan(model, plan, example_inputs, scheme, calibration, recipe, checkpoint)
     else:
-        plan = analyze(model, scheme, example_inputs, calibration, recipe)
+        plan = analyze(model, scheme, example_inputs, calibration, recipe, checkpoint)
         profit.guard(plan, chosen, decide=free if guard is None else guard)
     target = model if inplace and not judged else copy_for_packing(model, plan.packed)
     with buffers_kept(model), buffers_kept(target), all_or_nothing(target):
@@ -136,18 +140,26 @@ def analyze(
     example_inputs: Batch | None = None,
     calibration: Iterable[Batch] | None = None,
     recipe: RecipeLike = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Plan:
-    """What `compile` would do, as a Plan to print, edit, save and compile with. The model is not changed."""
+    """What `compile` would do, as a Plan to print, edit, save and compile with. The model is not changed.
+
+    checkpoint: a directory that takes the decisions of each group of sites as soon as it is solved, where linears are rounded
+    in order of execution; the same call goes on from the last of them if it was interrupted. One pass over the batches
+    writes nothing there, and the plan says so. With torch.distributed, all processes call it, each with batches of its own.
+    """
     checks.check_model(model)
     default = STATIC if calibration is not None else DYNAMIC
     parsed = Scheme.parse(default if scheme is None else scheme)
     rules = Recipe.parse(recipe, parsed)
     schemes = [parsed, *(s for _, s in rules.rules if s is not None)]
     checks.check_calibration(schemes, calibration)
+    checks.check_checkpoint(checkpoint, calibration)
     if example_inputs is None and calibration is None:
         found = module_sites(model)
         checks.check_sites(model, found, ran=False)
         return decide(model, found, rules, Observations())
+    kept = None if calibration is None else begin(model, rules, checkpoint)
     session = Session(model)
     session.observations.moments = calibration is not None
     with buffers_kept(model):
@@ -156,17 +168,22 @@ def analyze(
             session.watching = False
             session.run(example_inputs, "example_inputs")
             session.watching = True
+        if calibration is None:
+            checks.check_sites(model, session.sites)
+            return decide(model, session.sites, rules, session.observations)
         decided: dict[str, Decision] | str = ""
-        batches = () if calibration is None else checks.checked(model, calibration)
-        if calibration is not None and any(s.in_order for s in schemes):
-            batches = list(batches)
-            decided = solve_in_order(model, session, batches, rules)
-        if calibration is not None and isinstance(decided, str):
-            checks.check_count(observe(session, batches))
+        batches = checks.checked(model, calibration)
+        if any(s.in_order for s in schemes):
+            batches = listed(batches)
+            decided = solve_in_order(model, session, batches, rules, kept)
+        if isinstance(decided, str):
+            checks.check_counts(collected(lambda: observe(session, batches)))
+            checks.check_same_sites(session.sites)
             session.observations = gather(session.observations)
     checks.check_sites(model, session.sites)
-    if isinstance(decided, str):
-        plan = decide(model, session.sites, rules, session.observations)
-        plan.notes += [ONE_PASS.format(decided)] if decided else []
-        return plan
-    return decide(model, session.sites, rules, session.observations, decided)
+    if not isinstance(decided, str):
+        return decide(model, session.sites, rules, session.observations, decided)
+    plan = decide(model, session.sites, rules, session.observations, each=spread)
+    plan.notes += [ONE_PASS.format(decided)] if decided else []
+    plan.notes += [NOTHING_TO_RESUME.format(kept.directory)] if kept else []
+    return plan

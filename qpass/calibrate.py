@@ -23,6 +23,7 @@ from qpass.passes.annotate import describe_sites
 from qpass.passes.collect_ranges import CollectRanges
 from qpass.passes.simplify import simplify
 from qpass.plan import SiteInfo
+from qpass.processes import everywhere, rank
 from qpass.sites import SiteNames
 
 Batch = Any
@@ -170,8 +171,8 @@ def progress(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def shown(items: Iterable[Item], what: str, name: Callable[[Item], str] | None = None) -> Iterator[Item]:
-    """The items, with a bar on standard error where that is a terminal; name: what to show of one."""
-    if not sys.stderr.isatty():
+    """The items, with a bar on standard error where that is a terminal, by the first process; name: what to show of one."""
+    if not sys.stderr.isatty() or rank():
         yield from items
         return
     from rich.console import Console
@@ -193,13 +194,3 @@ def gather(observations: Observations) -> Observations:
     for part in parts:
         merged.merge(part)
     return merged
-
-
-def everywhere(value: Item) -> list[Item]:
-    """What each process has in this place, in order of rank; without torch.distributed, what this one has."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return [value]
-    parts: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, value)
-    return parts

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from qpass.calibrate import Batch, call_arguments
 from qpass.errors import QpassError
 from qpass.install import packed_weights
 from qpass.plan import Plan, SiteInfo
+from qpass.processes import everywhere
 from qpass.schemes import Scheme
 from qpass.storage import fingerprint
 
@@ -65,12 +67,36 @@ def check_calibration(schemes: list[Scheme], calibration: object) -> None:
         )
 
 
-def check_count(batches: int) -> None:
-    """At least one calibration batch came."""
-    if batches == 0:
+def check_checkpoint(checkpoint: object, calibration: object) -> None:
+    """There is something to keep in a directory."""
+    if checkpoint is not None and calibration is None:
+        raise QpassError("checkpoint keeps what calibration has finished, and there is no calibration; leave it out.")
+
+
+def check_counts(batches: Sequence[int]) -> None:
+    """At least one calibration batch came; batches: how many to each process."""
+    if not any(batches):
         raise QpassError(
             "calibration gave no batches (empty, or an iterator used up); pass a list or a fresh iterator."
         )
+    if not all(batches):
+        raise QpassError(
+            f"process {batches.index(0)} of {len(batches)} has no calibration batch, of {sum(batches)} in all; give each "
+            f"process one at least (calibration[rank::{len(batches)}]), or start fewer processes."
+        )
+
+
+def check_same_sites(sites: Mapping[str, SiteInfo]) -> None:
+    """Every process has come to the same sites, in the same order."""
+    first, *others = everywhere(list(sites))
+    for number, other in enumerate(others, 1):
+        pair = next((pair for pair in zip_longest(first, other) if pair[0] != pair[1]), None)
+        if pair is not None:
+            raise QpassError(
+                f"process {number} of {len(others) + 1} comes to other sites than process 0: first to "
+                f"{pair[1] or 'none'} where that comes to {pair[0] or 'none'}. Their batches are captured as different "
+                "graphs; give all of them batches that run the same code, or calibrate in one process."
+            )
 
 
 def check_plan_alone(plan: object, *others: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -52,23 +52,27 @@ def decide(
     recipe: Recipe,
     observations: Observations,
     decided: Mapping[str, Decision] | None = None,
+    each: Callable[..., Iterable[dict[str, Decision]]] = map,
 ) -> Plan:
-    """The plan for the sites of a model, in the order given. decided: what is known of some sites already."""
+    """The plan for the sites of a model, in the order given. decided: what is known of some sites already.
+
+    each: does the work of groups in `map`'s stead, such as several processes, which then all must come here.
+    """
     recipe.check([n for n, i in sites.items() if i.operation in ("linear", LOOKUP) or i.walk] or list(sites))
     ask = asked(model, sites, recipe)
     weights, sites, schemes = ask.weights, ask.sites, ask.schemes
     plan = Plan(recipe.default, parameters=sum({id(p): p.numel() for p in weights.values()}.values()))
     solved: dict[str, Decision] = dict(decided or {})
-    for members in groups(sites, observations):
-        if any(info.name not in solved for info in members):
-            solved |= decide_group(ask, members, observations)
+    missing = [g for g in groups(sites, observations) if any(info.name not in solved for info in g)]
+    for decisions in each(lambda members: decide_group(ask, members, observations), missing):
+        solved |= decisions
     solved |= decide_tables(
         weights, sites, schemes, ask.why, solved, lambda d, s: quantize_group(weights, d, s, None, [False])
     )
     if not fast_bfloat16():
         kinds = {name: "output" if info.operation == "operand" else info.operation for name, info in sites.items()}
         sites = {name: dataclasses.replace(info, operation=kinds[name]) for name, info in sites.items()}
-    solved |= decide_images(weights, sites, recipe, observations)
+    solved |= decide_images(weights, sites, recipe, observations, each)
     for name, info in sites.items():
         if info.operation == "operand":
             solved |= operand_decision(info, recipe.scheme_for(name.removesuffix(".output")))

@@ -8,7 +8,7 @@ weight-only   float                                                            t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -66,16 +66,24 @@ def image_groups(sites: Mapping[str, SiteInfo], observations: Observations) -> l
 
 
 def decide_images(
-    weights: Mapping[str, Tensor], sites: Mapping[str, SiteInfo], recipe: Recipe, observations: Observations
+    weights: Mapping[str, Tensor],
+    sites: Mapping[str, SiteInfo],
+    recipe: Recipe,
+    observations: Observations,
+    each: Callable[..., Iterable[dict[str, Decision]]] = map,
 ) -> dict[str, Decision]:
-    """The decisions of all convolutions and outputs. weights: parameters by path."""
+    """The decisions of all convolutions and outputs. weights: parameters by path; each: does the work in map's stead."""
     together = image_groups(sites, observations)
     schemes = schemes_of(weights, together, recipe, observations)
     factors = choose_factors(weights, sites, schemes, observations, together)
-    found: dict[str, Decision] = {}
-    for members in together:
+
+    def of_group(members: list[SiteInfo]) -> dict[str, Decision]:
         source = members[0].source
-        found |= _decide_group(weights, members, recipe, observations, factors.get(source.site) if source else None)
+        return _decide_group(weights, members, recipe, observations, factors.get(source.site) if source else None)
+
+    found: dict[str, Decision] = {}
+    for decisions in each(of_group, together):
+        found |= decisions
     return found
 
 

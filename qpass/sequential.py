@@ -17,11 +17,15 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from qpass import checks
-from qpass.calibrate import Batch, Caught, Session, everywhere, shown
+from qpass.calibrate import Batch, Caught, Session, shown
 from qpass.decide import Asked, asked, decide_group, groups
+from qpass.observations import Observed
 from qpass.passes.collect_ranges import CollectRanges
 from qpass.plan import Decision, SiteInfo
+from qpass.processes import collected, everywhere, first_alone, spread
+from qpass.resume import Checkpoint, batch_digest, batches_digest, finished, save
 from qpass.schemes import Recipe
+from qpass.solvers.rows import by
 from qpass.walk import Walk, narrow
 
 SEVERAL_GRAPHS = "a call of this model is captured as {} graphs, and only a single one can be stopped at each site"
@@ -44,36 +48,68 @@ class Pair:
 
 
 def solve_in_order(
-    model: nn.Module, session: Session, batches: Iterable[Batch], recipe: Recipe
+    model: nn.Module,
+    session: Session,
+    batches: Iterable[Batch],
+    recipe: Recipe,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, Decision] | str:
-    """The decisions of all linear sites, or why they cannot be taken in order of execution."""
+    """The decisions of all linear sites, or why they cannot be taken in order of execution.
+
+    checkpoint: where those of finished groups are kept, and where a run that was interrupted finds them.
+    """
     decided: dict[str, Decision] = {}
-    pairs = _pairs(session, batches, decided)
+    pairs: list[Pair] = []
+    why = _first(collected(lambda: _begin(session, batches, decided, pairs)))
+    if why is not None:
+        return why
+    checks.check_counts(everywhere(len(pairs)))
+    checks.check_same_sites(session.sites)
     ask = asked(model, session.sites, recipe)
     together = groups(ask.sites, session.observations)
-    why = pairs if isinstance(pairs, str) else _why_not(together, session, pairs, ask)
-    why = next((told for told in everywhere(why) if told), None)  # no process goes on where another does not
-    if why is not None or isinstance(pairs, str):
-        return str(why)
-    for members in shown(together, "rounding", lambda group: group[0].name.partition(":")[0]):
-        for pair in pairs:
-            _look(session, pair, members)
-        _merge(session, members)
-        decided |= decide_group(ask, members, session.observations)
+    why = _first(everywhere(_why_not(together, session, pairs, ask)))
+    if why is not None:
+        return why
+    known: list[dict[str, Decision]] = []
+    if checkpoint is not None:
+        checkpoint = _with_batches(checkpoint, model, pairs)
+        known = first_alone(finished, checkpoint, together)
+    for number, members in enumerate(shown(together, "rounding", lambda group: group[0].name.partition(":")[0])):
+        if number < len(known):
+            decided |= known[number]
+            continue
+        _observe(session, pairs, members)
+        with by(spread):
+            found = decide_group(ask, members, session.observations)
+        if checkpoint is not None:
+            first_alone(save, checkpoint, number, found)
+        decided |= found
         _forget(session, members)
     return decided
 
 
-def _pairs(session: Session, batches: Iterable[Batch], decided: Mapping[str, Decision]) -> list[Pair] | str:
-    """Every batch at the start of its graph, or why one is not to be stopped there."""
-    pairs: list[Pair] = []
+def _first(told: Iterable[str | None]) -> str | None:
+    """What one process has to say: none goes on where another does not."""
+    return next((why for why in told if why), None)
+
+
+def _begin(
+    session: Session, batches: Iterable[Batch], decided: Mapping[str, Decision], pairs: list[Pair]
+) -> str | None:
+    """Adds every batch at the start of its graph to `pairs`; or says why one is not to be stopped there."""
     for number, batch in enumerate(batches):
         found = caught(session, batch, f"calibration batch {number}")
         if isinstance(found, str):
             return found
         pairs.append(_pair(session, found, number, decided))
-    checks.check_count(len(pairs))
-    return pairs
+    return None
+
+
+def _with_batches(checkpoint: Checkpoint, model: nn.Module, pairs: list[Pair]) -> Checkpoint:
+    """The checkpoint, made of the batches of all processes too."""
+    digests = everywhere([batch_digest(pair.rounded.stored.values(), model) for pair in pairs])
+    made_of = {**checkpoint.made_of, "calibration batches": batches_digest(d for each in digests for d in each)}
+    return Checkpoint(checkpoint.directory, made_of)
 
 
 def caught(session: Session, batch: Batch, what: str) -> Caught | str:
@@ -125,6 +161,22 @@ def _why_not(together: list[Group], session: Session, pairs: list[Pair], ask: As
     return None
 
 
+def _observe(session: Session, pairs: list[Pair], members: Group) -> None:
+    """Runs all batches on to a group, and takes in what other processes see of it."""
+    group = session.observations.groups.get(members[0].name, members[0].name)
+
+    def look() -> Observed | None:
+        for pair in pairs:
+            _look(session, pair, members)
+        return session.observations.observed.get(group)
+
+    found = [seen for seen in collected(look) if seen is not None]
+    for other in found[1:]:
+        found[0].merge(other)
+    if found:
+        session.observations.observed[group] = found[0]
+
+
 def _look(session: Session, pair: Pair, members: Group) -> None:
     """Runs one batch on to the value that a group reads, and observes it."""
     index = {node: i for i, node in enumerate(pair.rounded.order)}
@@ -139,16 +191,6 @@ def _look(session: Session, pair: Pair, members: Group) -> None:
     observed = session.observations.together([members[0].name])
     if observed is not None and observed.moment is not None:
         observed.add_drift(x, wanted)
-
-
-def _merge(session: Session, members: Group) -> None:
-    """Takes in what other processes have seen of a group."""
-    group = session.observations.groups.get(members[0].name, members[0].name)
-    found = [seen for seen in everywhere(session.observations.observed.get(group)) if seen is not None]
-    if found:
-        for other in found[1:]:
-            found[0].merge(other)
-        session.observations.observed[group] = found[0]
 
 
 def _forget(session: Session, members: Group) -> None:

@@ -29,6 +29,7 @@ LAYERS = (
         "decide_tables",
         "module_sites",
         "profit",
+        "resume",
         "runtime",
         "sequential",
         "simulate",
@@ -52,7 +53,7 @@ LAYERS = (
     ),
     ("conv_ops", "observations", "ops", "packing", "patches", "plan", "schemes", "shards", "shared", "storage"),
     ("affine", "arity", "geometry", "histogram", "qtype", "range_choice", "ranges", "scheme_words", "sizes"),
-    ("errors", "files"),
+    ("errors", "files", "processes"),
 )
 
 # Imports inside a function that the layers do not count: importer, imported, why.

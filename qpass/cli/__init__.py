@@ -36,6 +36,8 @@ examples:
   python -m qpass compile my.nets:net --scheme w8a8 -o net.qpass
   python -m qpass compile my.nets:net --recipe 'lm_head=float' --recipe '*.attention.*=w8a16' -o net.qpass
   python -m qpass compile my.nets:net --plan net.plan -o net.qpass
+  python -m qpass compile my.nets:net --scheme w4a16 --checkpoint net.steps -o net.qpass
+  torchrun --nproc-per-node 2 -m qpass compile my.nets:net --scheme w4a16 -o net.qpass
 """
 BENCH_EXAMPLES = """
 examples:
@@ -64,11 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"qpass: {error}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt:
-        print("qpass: interrupted", file=sys.stderr)
+        print(f"qpass: interrupted{_how_to_go_on(options)}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `| head` has seen enough; nothing more may be written, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _how_to_go_on(options: argparse.Namespace) -> str:
+    from qpass.resume import files
+
+    directory = getattr(options, "checkpoint", None)
+    found = len(files(directory)) if directory else 0
+    if not found:
+        return ""
+    return f"; finished groups, {found} of them, are in {directory}: the same command goes on behind them"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,6 +127,9 @@ def _compile(of: argparse.ArgumentParser) -> None:
     _how(of)
     add("--recipe", action="append", default=[], metavar="GLOB=SCHEME", help="for some modules; `float` for none")
     add("--plan", metavar="FILE", help="compile by a saved plan instead of a scheme")
+    add(
+        "--checkpoint", metavar="DIR", help="keep what calibration has finished there; the same command goes on from it"
+    )
     add("--save-plan", metavar="FILE", help="also write the plan")
     add("-o", "--output", required=True, metavar="FILE", help="where the model goes")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch import nn
 
 import qpass
 from qpass.calibrate import call_arguments
+from qpass.checks import check_calibration
 from qpass.cli import tables
 from qpass.cli.targets import Target, build, is_file
 from qpass.errors import QpassError
 from qpass.inspect.report import Report
 from qpass.plan import sizes
+from qpass.processes import count, joined, mine, rank
 from qpass.runtime import runtime_of
 from qpass.schemes import Scheme
 from qpass.storage import plan_from_data, read
@@ -98,16 +101,32 @@ def _compiled(target: Target, scheme: str | None, backend: str, **more: Any) -> 
 
 
 def compile(options: argparse.Namespace) -> None:
-    """Quantizes and saves."""
-    if options.plan and (options.scheme or options.recipe):
+    """Quantizes and saves; processes that torchrun has started share the work, and the first of them saves."""
+    if options.plan and (options.scheme or options.recipe or options.checkpoint):
         raise QpassError("--plan already holds the scheme and recipe it was made with; give it alone.")
     recipe = dict(_rule(text) for text in options.recipe) or None
     plan = qpass.Plan.load(options.plan) if options.plan else None
-    target = build(options.target)
+    with joined():
+        target = _shared(build(options.target))
+        if rank() == 0:
+            _compile(target, options, plan, recipe)
+        elif plan is None and target.calibration is not None:
+            qpass.analyze(target.model, options.scheme, target.batch, target.calibration, recipe, options.checkpoint)
+
+
+def _shared(target: Target) -> Target:
+    """The target with the batches that are this process's to calibrate on."""
+    if count() == 1 or target.calibration is None:
+        return target
+    check_calibration([], target.calibration)
+    return dataclasses.replace(target, calibration=mine(target.calibration))
+
+
+def _compile(target: Target, options: argparse.Namespace, plan: qpass.Plan | None, recipe: Any) -> None:
     if plan is not None:
         compiled = qpass.compile(target.model, plan=plan, example_inputs=target.batch, backend=options.backend)
     else:
-        compiled = _compiled(target, options.scheme, options.backend, recipe=recipe)
+        compiled = _compiled(target, options.scheme, options.backend, recipe=recipe, checkpoint=options.checkpoint)
     qpass.save(compiled, options.output)
     runtime = runtime_of(compiled)
     assert runtime is not None

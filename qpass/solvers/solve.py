@@ -31,6 +31,7 @@ from qpass.schemes import NARROW, Scheme
 from qpass.solvers.gain import with_gain
 from qpass.solvers.gptq import damped, gptq
 from qpass.solvers.linear_descent import descent
+from qpass.solvers.rows import in_chunks
 from qpass.solvers.rtn import round_to_nearest
 from qpass.solvers.smooth import WHOLE, choose_factor, shift, static_params
 from qpass.solvers.split import copies, pays
@@ -104,6 +105,12 @@ def rounded(
     if solver == "auto":
         solver = "descent" if qtype.bits <= NARROW else "gptq"
     moments = with_noise(covariance, noise)
+    if qtype.granularity == "tensor":
+        return _rounded(weight, moments, qtype, solver)
+    return in_chunks(lambda rows: _rounded(rows, moments, qtype, solver), weight)
+
+
+def _rounded(weight: Tensor, moments: Tensor, qtype: QType, solver: str) -> tuple[Tensor, QParams]:
     if solver == "descent":
         codes, params = descent(weight, moments, qtype)
     else:

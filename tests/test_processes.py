@@ -1,0 +1,232 @@
+"""torchrun -m qpass compile: several processes give the plan of one, and what is wrong on one is said by all."""
+
+import datetime
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import qpass
+from qpass import processes
+from qpass.errors import QpassError
+from qpass.solvers import rows
+from tests.models import FeedForward
+from tests.test_layers import ROOT
+from tests.test_resume import same
+from tests.test_sequential import stack
+
+NETS = """
+import os
+import torch
+from torch import nn
+from tests.models import batches
+from tests.test_sequential import data, stack
+
+RANK = int(os.environ.get("RANK", 0))
+
+def net():
+    return stack(), data(1)[0], (batch for batch in data(5))
+
+def wide():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 1400), nn.GELU(), nn.Linear(1400, 64)).eval()
+    return model, data(1)[0], data(4)
+
+def images():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 16)).eval()
+    generator = torch.Generator().manual_seed(1)
+    seen = [torch.randn(4, 3, 8, 8, generator=generator) for _ in range(4)]
+    return model, seen[0], seen
+
+def few():
+    return stack(), data(1)[0], data(1)
+
+def unseeded():
+    torch.manual_seed(RANK)
+    model = nn.Sequential(nn.Linear(64, 64)).eval()
+    return model, data(1)[0], data(4)
+
+class Branch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x):
+        return self.one(x) if x.shape[1] == 20 else self.two(x)
+
+def branches():
+    torch.manual_seed(0)
+    return Branch().eval(), None, data(4, (20, 7))
+
+def broken():
+    def seen():
+        yield from data(3)
+        yield "text" if RANK else data(1)[0]
+        yield from data(2)
+    return stack(), data(1)[0], seen()
+
+def killed():
+    def seen():
+        yield from data(3)
+        if RANK:
+            os._exit(7)
+        yield from data(3)
+    return stack(), data(1)[0], seen()
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs `python -m qpass`, in `count` processes of one thread each; returns its status and what it printed."""
+    (tmp_path / "nets.py").write_text(NETS)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(tmp_path)])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+
+    def call(count, *line):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+        command = [sys.executable, *launch, "-m", "qpass", *line, "--backend", "reference"]
+        found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        return found.returncode, found.stdout, found.stderr
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("target", "scheme"),
+    [("net", "w4a16-g32"), ("wide", "w3a16-g32"), ("wide", "w4a8-g32"), ("net", "w8a8"), ("images", "w8a8")],
+)
+def test_two_processes_give_the_plan_of_one(run, tmp_path, target, scheme):
+    """To the last bit: batches are few, so the order of their sums is exact in float64."""
+    lines = {}
+    for count in (1, 2):
+        status, lines[count], err = run(
+            count,
+            "compile",
+            f"nets:{target}",
+            "--scheme",
+            scheme,
+            "-o",
+            f"{count}.qpass",
+            "--save-plan",
+            f"{count}.plan",
+        )
+        assert status == 0, err
+        assert lines[count].count("wrote ") == 2
+    assert lines[1].replace("1.qpass", "").replace("1.plan", "") == lines[2].replace("2.qpass", "").replace(
+        "2.plan", ""
+    )
+    one, two = (qpass.Plan.load(tmp_path / f"{count}.plan") for count in (1, 2))
+    assert one.quantized
+    same(one, two)
+
+
+def test_two_processes_go_on_from_what_one_has_finished(run, tmp_path):
+    line = ("compile", "nets:net", "--scheme", "w3a16-g32", "--checkpoint", "steps", "-o", "net.qpass", "--save-plan")
+    assert run(1, *line, "1.plan")[0] == 0
+    files = sorted((tmp_path / "steps").iterdir())
+    assert len(files) == 6
+    for file in files[2:]:
+        file.unlink()
+    kept = [file.stat().st_mtime_ns for file in files[:2]]
+    status, _, err = run(2, *line, "2.plan")
+    assert status == 0, err
+    assert sorted((tmp_path / "steps").iterdir()) == files
+    assert [file.stat().st_mtime_ns for file in files[:2]] == kept
+    same(qpass.Plan.load(tmp_path / "1.plan"), qpass.Plan.load(tmp_path / "2.plan"))
+
+
+@pytest.mark.parametrize(
+    ("target", "scheme", "words"),
+    [
+        ("few", "w8a8", "process 1 of 2 has no calibration batch, of 1 in all; give each process one at least"),
+        ("few", "w4a16-g32", "process 1 of 2 has no calibration batch, of 1 in all; give each process one at least"),
+        ("unseeded", "w8a8", "process 1 of 2 has other weights than process 0: all are to calibrate one model"),
+        ("branches", "w8a8", "comes to other sites than process 0: first to two:linear.0 where that comes to one"),
+        ("branches", "w4a16-g32", "comes to other sites than process 0: first to two:linear.0 where that comes to one"),
+        ("broken", "w8a8", "process 1 of 2: calibration batch 1 is a str; expected a tensor"),
+        ("broken", "w4a16-g32", "process 1 of 2: calibration batch 1 is a str; expected a tensor"),
+    ],
+)
+def test_what_is_wrong_on_one_is_said_by_all(run, tmp_path, target, scheme, words):
+    status, out, err = run(2, "compile", f"nets:{target}", "--scheme", scheme, "-o", "net.qpass")
+    assert status != 0
+    assert not out
+    said = [line for line in err.splitlines() if line.startswith("qpass: ")]  # torchrun ends the second to come
+    assert said, err
+    assert all(words in line for line in said), err
+    assert "qpass/processes.py" not in err  # torchrun's own traceback is the only one
+    assert not (tmp_path / "net.qpass").exists()
+
+
+def test_nobody_waits_for_a_process_that_was_killed(run, tmp_path):
+    status, out, err = run(2, "compile", "nets:killed", "--scheme", "w4a16-g32", "-o", "net.qpass")
+    assert status != 0
+    assert not out
+    assert all(
+        "another process of this run has ended" in line for line in err.splitlines() if line.startswith("qpass: ")
+    )
+    assert not (tmp_path / "net.qpass").exists()
+
+
+def worker(rank, folder):
+    torch.set_num_threads(1)
+    limit = datetime.timedelta(seconds=100)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=limit)
+    assert (processes.rank(), processes.count()) == (rank, 2)
+    done = []
+    assert processes.spread(lambda i: done.append(i) or i * i, range(5)) == [0, 1, 4, 9, 16]
+    assert done == [[0, 2, 4], [1, 3]][rank]
+    assert processes.first_alone(lambda: f"of {rank}") == "of 0"
+    assert list(processes.mine("abcde")) == [["a", "c", "e"], ["b", "d"]][rank]
+    for kind in (QpassError, torch.linalg.LinAlgError):  # and both go on together afterwards
+
+        def fails(kind=kind):
+            if rank == 1:
+                raise kind("no good")
+            return rank
+
+        with pytest.raises(kind, match="no good"):
+            processes.collected(fails)
+    with pytest.raises(QpassError, match="process 1 of 2 has other scheme"):
+        processes.agree({"scheme": rank}, "mend it")
+    if rank == 0:  # alone: what needs no calibration waits for nobody
+        plan = qpass.analyze(stack(), "w8a16", torch.zeros(1, 20, 64))
+        assert len(plan.quantized) == 6
+    dist.destroy_process_group()
+
+
+def test_each_way_to_share(tmp_path):
+    mp.spawn(worker, (str(tmp_path),), nprocs=2)
+
+
+def test_alone():
+    assert (processes.rank(), processes.count()) == (0, 1)
+    assert processes.spread(lambda i: i + 1, [1, 2]) == [2, 3]
+    assert list(processes.mine([1, 2])) == [1, 2]
+    with processes.joined():
+        assert not dist.is_initialized()
+
+
+def test_rows_are_rounded_in_chunks_that_others_may_take():
+    model = FeedForward().eval()
+    wide = torch.nn.Sequential(torch.nn.Linear(32, 2 * rows.ROWS + 1), torch.nn.Linear(2 * rows.ROWS + 1, 8)).eval()
+    batches, taken = [torch.randn(8, 32) for _ in range(2)], []
+
+    def each(work, chunks):
+        taken.append([len(chunk) for chunk in chunks])
+        return [work(chunk) for chunk in chunks]
+
+    with rows.by(each):
+        plan = qpass.analyze(wide, "w4a16-g32,sequential=no", calibration=batches)
+    same(plan, qpass.analyze(wide, "w4a16-g32,sequential=no", calibration=batches))
+    assert taken == [[rows.ROWS, rows.ROWS, 1], [8]]
+    packed = plan["0:linear.0"].packed
+    assert packed.data.shape == (2 * rows.ROWS + 1, 32)
+    assert packed.scale.shape[0] == packed.zero.shape[0] == 2 * rows.ROWS + 1
+    qpass.analyze(model, "w4a16-g32", calibration=batches)
+    assert len(taken) == 2
