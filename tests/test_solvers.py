@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn import functional as F
 
 import qpass
@@ -182,7 +183,10 @@ NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "spelled": Rms}
 def gated(norm):
     torch.manual_seed(0)
     model = Gated(NORMS[norm](64)).eval().requires_grad_(False)
-    model.norm.weight.copy_(torch.randn(64).exp())
+    model.norm.weight.copy_(torch.ones(64))
+    model.norm.weight[::16] *= 8
+    for linear in (model.gate, model.up, model.down):
+        nn.init.normal_(linear.weight, std=0.1)
     mixing = torch.randn(64, 64) / 8
     return model, [torch.randn(64, 64) @ mixing for _ in range(4)]
 
@@ -222,7 +226,7 @@ def test_awq_is_closer_to_float_than_to_nearest(norm):
 def test_with_integer_inputs(scheme, solver):
     model, batches = gated("layer")
     q = qpass.compile(model, f"{scheme},solver={solver}", batches[0], batches, backend="reference")
-    assert relative(q(batches[3]), model(batches[3])) < (0.03 if "w8" in scheme else 0.15)
+    assert relative(q(batches[3]), model(batches[3])) < (0.05 if "w8" in scheme else 0.15)
 
 
 def test_without_data():
@@ -232,7 +236,7 @@ def test_without_data():
             qpass.compile(model, f"w4a16-g32,solver={solver}")
     with pytest.raises(QpassError, match="solver=gptq"):
         qpass.compile(model, "w4a16-g32", recipe={"up": "w4a16,solver=gptq"})
-    with pytest.raises(QpassError, match="solver=awq"):
+    with pytest.raises(BackendCompilerFailed, match=r"solver=awq looks at .* calibration="):
         torch.compile(model, backend="qpass", options={"scheme": "w4a16-g32,solver=awq"})(batches[0])
     weights = {}
     for solver in ("auto", "rtn", "hqq"):
