@@ -88,11 +88,12 @@ def _plan(gm, inputs, names: Mapping[int, str], weights: Mapping[str, Tensor], g
     if "scheme" not in given and "recipe" not in given and _is_quantized(gm):
         return Plan(Scheme.parse("w8a8-dynamic"))
     scheme = Scheme.parse(given.get("scheme", "w8a8-dynamic"))
-    check_calibration([scheme], None)
+    recipe = Recipe.parse(given.get("recipe"), scheme)
+    check_calibration([scheme, *(s for _, s in recipe.rules if s is not None)], None)
     nodes, infos = describe_sites(capture(gm, inputs, names), SiteNames())
     heads = makes_logits(nodes)
     sites = {i.name: dataclasses.replace(i, head=i.name in heads) for i in infos}
-    return decide(weights, sites, Recipe.parse(given.get("recipe"), scheme), Observations())
+    return decide(weights, sites, recipe, Observations())
 
 
 def _is_quantized(gm: fx.GraphModule) -> bool:

@@ -52,12 +52,18 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def check_calibration(schemes: list[Scheme], calibration: object) -> None:
-    """A static scheme has calibration batches, and they can be iterated."""
+    """A static scheme, and a solver that looks at inputs, have calibration batches, and they can be iterated."""
     static = next((s for s in schemes if s.needs_calibration), None)
     if static is not None and calibration is None:
         raise QpassError(
             f"scheme {static} has static input scales and needs calibration=[batch, ...]; without data use "
             f"'{static.name}-dynamic'."
+        )
+    blind = next((s for s in schemes if s.solver_needs_data), None)
+    if blind is not None and calibration is None:
+        raise QpassError(
+            f"scheme {blind}: solver={blind.solver} looks at what the weights read; pass calibration=[batch, ...], or "
+            "take solver=rtn or solver=hqq, which need no data."
         )
     if calibration is not None and (
         isinstance(calibration, Tensor | Mapping | str) or not isinstance(calibration, Iterable)

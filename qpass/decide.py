@@ -186,10 +186,11 @@ def _solve(
     except torch.linalg.LinAlgError:
         solution = None
     if solution is not None and solution.finite:
-        return solution, ""
+        return solution, solution.note
     assert observed is not None  # without statistics nothing is inverted, and nothing overflows
     bare = dataclasses.replace(observed, moment=None)
-    return solve(weights, scheme, bare, free=free, splits=all(epilogue)), EXTREME
+    plain = dataclasses.replace(scheme, solver="rtn")
+    return solve(weights, plain, bare, free=free, splits=all(epilogue)), EXTREME
 
 
 def _weight(named: Mapping[str, Tensor], decision: Decision) -> Tensor:

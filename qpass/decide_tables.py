@@ -26,6 +26,7 @@ from qpass.schemes import Recipe, Scheme
 HEAD = "an output layer: its rounding goes straight into the logits, so it stays float unless a recipe names it"
 SHARED = "{} reads the same weight, and the recipe leaves that in float"
 UNEVEN = "its rows of {} are no multiple of the group of {}: each row has one scale"
+NO_INPUT = "a table multiplies nothing that solver={} could look at: its weight is rounded to nearest"
 Round = Callable[[list[Decision], Scheme], list[Decision]]
 
 
@@ -104,15 +105,17 @@ def decide_tables(
         if info.weight not in done:
             (done[info.weight],) = rounded([decision], dataclasses.replace(scheme, activation=None, dynamic=False))
         d = done[info.weight]
-        note = _note(scheme, decision)
+        note = _note(scheme, decision, info.weight in linears)
         found[name] = dataclasses.replace(
             decision, weight_type=d.weight_type, packed=d.packed, made_from=d.made_from, note=note
         )
     return found
 
 
-def _note(scheme: Scheme, decision: Decision) -> str:
-    """What to know of a table whose rows cannot be cut into the groups that were asked for."""
-    if not suited(scheme, [decision])[1]:
-        return ""
-    return UNEVEN.format(decision.shape[1], scheme.weight.group)
+def _note(scheme: Scheme, decision: Decision, is_linear: bool) -> str:
+    """What to know of a table: its rows cannot be cut into the groups that were asked for; its solver had nothing to see."""
+    uneven = bool(suited(scheme, [decision])[1])
+    notes = [UNEVEN.format(decision.shape[1], scheme.weight.group)] if uneven else []
+    if scheme.solver_needs_data and not is_linear:
+        notes.append(NO_INPUT.format(scheme.solver))
+    return "; ".join(notes)

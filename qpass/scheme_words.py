@@ -5,8 +5,9 @@ from __future__ import annotations
 from qpass.errors import QpassError, nearest
 
 NAMES = ("w8a8", "w8a8-dynamic", "w8a16", "w4a16", "w4a16-g32", "w4a8", "w4a8-dynamic", "fp8", "fp8-static")
-SOLVERS = ("auto", "rtn", "gptq", "descent")
-DATA_FREE = ("rtn", "hqq")  # solvers that look at weights alone
+SOLVERS = ("auto", "rtn", "hqq", "gptq", "descent", "awq", "adaround", "smoothquant")
+DATA_FREE = ("rtn", "hqq")  # solvers that need no calibration
+MOVERS = ("awq", "smoothquant")  # solvers that choose the factor of the input channels, or its strength
 OPTIONS = ("range", "smooth", "solver", "equalize", "bias", "sequential")
 CHOICES = {
     "solver": SOLVERS,
@@ -36,3 +37,18 @@ def check_suffixes(word: str, act_bits: int, suffixes: list[str]) -> None:
         )
     if suffixes.count("dynamic") > 1 or len([s for s in suffixes if s != "dynamic"]) > 1:
         raise QpassError(f"scheme {word!r}: give '-dynamic' once, and one of '-c' or '-g128'.")
+
+
+def check_solver(text: str, solver: str, smooth: object, float_weight: bool, float_input: bool) -> None:
+    """A solver that the scheme's types and its other options leave something to do."""
+    if float_weight and solver not in ("auto", "rtn"):
+        raise QpassError(f"scheme {text!r}: float types are rounded to nearest; drop solver={solver}.")
+    if solver == "smoothquant" and float_input:
+        raise QpassError(
+            f"scheme {text!r}: smoothquant makes inputs easier to round, and these stay float; use solver=awq, which "
+            "moves factors for the weight's sake, or a scheme with 8-bit inputs."
+        )
+    if solver == "smoothquant" and smooth is None:
+        raise QpassError(f"scheme {text!r}: smooth=none leaves solver=smoothquant nothing to do; use solver=rtn.")
+    if solver == "awq" and smooth != "auto":
+        raise QpassError(f"scheme {text!r}: solver=awq chooses the factor of the input channels itself; drop smooth=.")

@@ -17,9 +17,10 @@
 3. Inputs are unsigned with a zero point: oneDNN's fast int8 kernels take u8.
 4. Options follow after a comma or a space: `w8a8,range=mse,smooth=0.5,solver=gptq,equalize=none,bias=none`. range=auto:
    minmax for linears of 8-bit inputs, mse for convolutions and for fewer bits. solver=auto: descent for linears of up to
-   4 bits, else gptq. equalize: per-channel factors between convolutions (auto: from calibration, where inputs are rounded;
-   weights: cross-layer equalization; none). bias: mean corrects what rounding adds to the mean of every output.
-   sequential: whether linears are rounded on what the rounded ones before them make (auto: up to 4 bits).
+   4 bits, else gptq (others: solvers/methods.py). equalize: per-channel factors between convolutions (auto: from
+   calibration, where inputs are rounded; weights: cross-layer equalization; none). bias: mean corrects what rounding adds
+   to the mean of every output. sequential: whether linears are rounded on what the rounded ones before them make (auto:
+   up to 4 bits).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from qpass.scheme_words import (
     NAMES,
     NARROW,
     OPTIONS,
+    check_solver,
     check_suffixes,
     check_widths,
 )
@@ -81,6 +83,8 @@ class Scheme:
         scheme = _parse_name(words[0])
         for word in words[1:]:
             scheme = _with_option(scheme, word, text)
+        float_weight = scheme.weight is not None and scheme.weight.is_float
+        check_solver(text, scheme.solver, scheme.smooth, float_weight, scheme.activation is None)
         return scheme
 
     def __str__(self) -> str:
@@ -104,8 +108,13 @@ class Scheme:
         """Whether linears are to be rounded in order of execution, where there is calibration."""
         if self.sequential != "auto":
             return self.sequential == "yes"
-        rounds = self.weight is not None and not self.weight.is_float and self.solver not in DATA_FREE
+        rounds = self.weight is not None and not self.weight.is_float and self.solver not in (*DATA_FREE, "smoothquant")
         return rounds and self.weight.bits <= NARROW
+
+    @property
+    def solver_needs_data(self) -> bool:
+        """Whether the solver that was asked for looks at what the weights read."""
+        return self.solver not in ("auto", *DATA_FREE)
 
     @property
     def needs_calibration(self) -> bool:

@@ -1,7 +1,7 @@
 """Move the per-channel factor of a packed weight onto the activation, and into what made it where that is free.
 
     1. linear(x, dequantize(w, s) * m, b)          ->  linear(x * m, dequantize(w, s), b)
-    2. layer_norm(x, shape, g, b) * m              ->  layer_norm(x, shape, g * m, b * m)
+    2. layer_norm(x, shape, g, b) * m              ->  layer_norm(x, shape, g * m, b * m)       also rms_norm, and y * g
     3. linear(x, dequantize(w, s), b) * m          ->  linear(x, dequantize(w, s * m), b * m)
     4. embedding(dequantize(w, s) * m, i)          ->  embedding(dequantize(w, s), i) * m       a table tied to a linear
 
@@ -21,6 +21,8 @@ from qpass.passes.migrate_conv import scale_inputs, take_up
 
 aten = torch.ops.aten
 qpass = torch.ops.qpass
+
+NORMS = (aten.layer_norm.default, aten.rms_norm.default)
 
 
 def migrate(gm: fx.GraphModule, context) -> int:
@@ -100,8 +102,10 @@ def _fold(gm: fx.GraphModule, product: fx.Node) -> int:
     if maker.op != "call_function" or single_user(maker) is not product:
         return 0
     factor = constant(held)
-    if maker.target is aten.layer_norm.default:
-        changed = {2: maker.args[2], 3: maker.args[3]}
+    if maker.target in NORMS:
+        changed = {2: maker.args[2]} | ({3: maker.args[3]} if maker.target is aten.layer_norm.default else {})
+    elif maker.target is aten.mul.Tensor and (index := _gain(maker, factor)) is not None:
+        changed = {index: maker.args[index]}
     elif maker.target is aten.linear.default and _foldable(maker):
         changed = {2: maker.args[2]}
         _scale_rows(gm, maker, factor)
@@ -110,13 +114,19 @@ def _fold(gm: fx.GraphModule, product: fx.Node) -> int:
         return 0
     for index, node in changed.items():
         value = constant(node)
-        if value is None and index == 2 and maker.target is aten.layer_norm.default:
+        if value is None and index == 2 and maker.target in NORMS:
             value = torch.ones_like(factor)
         if value is not None:
             maker.update_arg(index, add_constant(gm, f"{product.meta.get('site', '')}_folded", value * factor, maker))
     product.replace_all_uses_with(maker)
     gm.graph.erase_node(product)
     return 1
+
+
+def _gain(maker: fx.Node, factor: torch.Tensor) -> int | None:
+    """Which operand of a product is a constant for each channel: the weight of a norm that is spelled out; or None."""
+    held = (constant(node) if isinstance(node, fx.Node) else None for node in maker.args[:2])
+    return next((i for i, value in enumerate(held) if value is not None and value.shape == factor.shape), None)
 
 
 def _foldable(maker: fx.Node) -> bool:

@@ -28,8 +28,11 @@ from qpass.qtype import QParams, QType
 from qpass.schemes import Scheme
 from qpass.solvers.descent import best_codes
 from qpass.solvers.input_error import InputError, input_error
-from qpass.solvers.solve import denoised, with_noise
+from qpass.solvers.methods import with_noise
+from qpass.solvers.solve import denoised
 from qpass.solvers.steps import FEW, PARTS, least_error
+
+TO_NEAREST = ("rtn", "hqq", "smoothquant")  # every other solver is GPTQ with descent here
 
 
 def channel_type(qtype: QType, axis: int) -> QType:
@@ -62,7 +65,7 @@ def solve_convolution(
     matrix = rows_of(real, g)
     scale = best_steps(matrix, qtype)
     codes = (matrix / scale[:, None]).round().clamp(qtype.qmin, qtype.qmax).to(torch.int8)
-    if seen is not None and seen.moment is not None and not g.transposed and scheme.solver != "rtn":
+    if seen is not None and seen.moment is not None and not g.transposed and scheme.solver not in TO_NEAREST:
         moments = seen.covariance if corrected(scheme) else seen.square
         with contextlib.suppress(torch.linalg.LinAlgError):  # moments of too many orders of magnitude: to nearest
             codes, scale = _with_moments(matrix, moments, scale, channel_type(qtype, 0), off, by_column)

@@ -4,15 +4,16 @@
 2. scale and zero point of the static input;
 3. the weights that suit a rounded input: the input's rounding error is noise of variance s^2/12 per channel, so the best
    linear answer is the Wiener filter  W* = W C (C + s^2/12 I)^-1,  C the covariance of the input;
-4. rounding with steps of channels or groups (on that covariance by GPTQ, or of few bits by descent; or to nearest);
+4. rounding with steps of channels or groups, on that covariance, by the solver of the scheme (methods.py);
 5. the bias that leaves the mean of every output where it was:  b* = b + W mean(x) - W_q mean(x').
 
 Where linears are rounded in order of execution (sequential.py), the input is already off by what those before it make: W is
 to give of it what it gives of the float model's. With D = E[(x_float - x) x^T] that adds W D (C + s^2/12 I)^-1 to W* (with
 D alone it is GPTAQ's asymmetric calibration, 2504.02692), and W mean(x_float - x) to the bias.
 
-Where the input stays float, only 4: on its second moments E[x x^T], since the bias stays what it was. Float types are rounded
-to nearest: their steps grow with the values, so that rounding is no noise of one variance.
+Where the input stays float, only 4: on its second moments E[x x^T], since the bias stays what it was, and behind awq's factor
+where that is the solver. Float types are rounded to nearest: their steps grow with the values, so that rounding is no noise
+of one variance.
 """
 
 from __future__ import annotations
@@ -27,22 +28,26 @@ from qpass.observations import Observed
 from qpass.packing import Packed
 from qpass.qtype import QParams, QType
 from qpass.range_choice import choose_range
-from qpass.schemes import NARROW, Scheme
-from qpass.solvers.gain import with_gain
-from qpass.solvers.gptq import damped, gptq
-from qpass.solvers.linear_descent import descent
-from qpass.solvers.rows import in_chunks
-from qpass.solvers.rtn import round_to_nearest
+from qpass.schemes import Scheme
+from qpass.solvers.awq import NOT_FREE, choose_awq
+from qpass.solvers.gptq import factored
+from qpass.solvers.hqq import hqq
+from qpass.solvers.methods import rounded, with_noise
+from qpass.solvers.rtn import nearest, round_with
 from qpass.solvers.smooth import WHOLE, choose_factor, shift, static_params
+from qpass.solvers.smoothquant import UNMOVED, with_strength
 from qpass.solvers.split import copies, pays
-from qpass.solvers.steps import best_qparams
+
+UNABLE = {"awq": NOT_FREE, "smoothquant": UNMOVED}  # where a product in front of the input has a price
+UNSEEN = "solver={} has seen nothing of an input here: its weight is rounded to nearest"
 
 
 @dataclass(frozen=True)
 class Solution:
     """packed, bias: one per weight (bias: what to add to the module's own). scale, zero: of a shared static input.
 
-    shift: c [K], subtracted before the factor. extra: copies of each input channel [K], see split.
+    shift: c [K], subtracted before the factor. extra: copies of each input channel [K], see split. note: what the solver
+    that was asked for could not do.
     """
 
     packed: tuple[Packed, ...]
@@ -51,6 +56,7 @@ class Solution:
     zero: Tensor | None = None
     shift: Tensor | None = None
     extra: Tensor | None = None
+    note: str = ""
 
     @property
     def finite(self) -> bool:
@@ -68,18 +74,17 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
         return _plain(weights, scheme, observed)
     stacked = torch.cat([w.float() for w in weights])
     counts = [w.shape[0] for w in weights]
+    note = "" if free else UNABLE.get(scheme.solver, "")
     if scheme.activation is None:
-        if observed.drift is not None:
-            stacked = corrected(stacked, observed)
-        codes, params = rounded(stacked, observed.square, 0.0, scheme.weight, scheme.solver)
-        return Solution(_split(codes, params, counts, None), (None,) * len(counts))
+        return Solution(_float_input(stacked, counts, scheme, observed, free), (None,) * len(counts), note=note)
+    scheme = with_strength(scheme)
+    kept = observed.covariance if scheme.bias == "mean" else observed.square  # the mean is part of the error, or is not
     c, v = torch.zeros(stacked.shape[1]), torch.ones(stacked.shape[1])
     if free and scheme.smooth is not None:
         c = shift(observed, scheme.dynamic)
-        v = choose_factor(observed, stacked, scheme, c)
+        v = _factor(observed, stacked, scheme, c, kept)
     extra, scale, zero = _static_input(scheme, observed, stacked, c, v, free, splits and scheme.weight.group is None)
     noise = _noise(scheme, observed, c, v, scale)
-    kept = observed.covariance if scheme.bias == "mean" else observed.square  # the mean is part of the error, or is not
     covariance = kept * torch.outer(v, v).double()
     drift, moved = _drift(observed, scheme, v)
     best = denoised(stacked / v, covariance, noise, drift=drift)
@@ -95,31 +100,32 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
         zero,
         c if factor is not None else None,
         extra,
+        note,
     )
 
 
-def rounded(
-    weight: Tensor, covariance: Tensor, noise: float | Tensor, qtype: QType, solver: str
-) -> tuple[Tensor, QParams]:
-    """The codes of a weight [N, K] that reads an input of `covariance` and rounding noise, and their steps: step 4."""
-    if solver == "auto":
-        solver = "descent" if qtype.bits <= NARROW else "gptq"
-    moments = with_noise(covariance, noise)
-    if qtype.granularity == "tensor":
-        return _rounded(weight, moments, qtype, solver)
-    return in_chunks(lambda rows: _rounded(rows, moments, qtype, solver), weight)
+def _float_input(
+    weight: Tensor, counts: list[int], scheme: Scheme, observed: Observed, free: bool
+) -> tuple[Packed, ...]:
+    """Step 4 alone, behind awq's factor where that is the solver and a product is free."""
+    if observed.drift is not None:
+        weight = corrected(weight, observed)
+    if scheme.solver != "awq" or not free:
+        return _split(*rounded(weight, observed.square, 0.0, scheme.weight, scheme.solver), counts, None)
+    v = choose_awq(weight, observed.square, observed.range.channels.abs_mean, scheme.weight)
+    moments = observed.square * torch.outer(v, v).double()
+    return _split(*rounded(weight / v, moments, 0.0, scheme.weight, "awq"), counts, None if bool((v == 1).all()) else v)
 
 
-def _rounded(weight: Tensor, moments: Tensor, qtype: QType, solver: str) -> tuple[Tensor, QParams]:
-    if solver == "descent":
-        codes, params = descent(weight, moments, qtype)
-    else:
-        params = best_qparams(weight, qtype)
-        if solver == "gptq":
-            codes = gptq(weight, moments, params)
-        else:
-            codes = affine.quantize(weight, params.scale, params.zero, params.type)
-    return codes, with_gain(weight, codes, params, moments)
+def _factor(observed: Observed, weight: Tensor, scheme: Scheme, c: Tensor, moments: Tensor) -> Tensor:
+    """The factor [K] of an input that is rounded."""
+    if scheme.solver != "awq":
+        return choose_factor(observed, weight, scheme, c)
+
+    def noise(v: Tensor) -> float:
+        return _noise(scheme, observed, c, v, _static_input(scheme, observed, weight, c, v, True, False)[1])
+
+    return choose_awq(weight, moments, observed.range.channels.abs_mean, scheme.weight, noise)
 
 
 def _drift(observed: Observed, scheme: Scheme, v: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -137,8 +143,7 @@ def corrected(weight: Tensor, observed: Observed) -> Tensor:
     """W + W D (C + damping)^-1: the weights [N, K] that make of the values they read what W makes of the float model's."""
     assert observed.drift is not None
     drift = weight.double() @ observed.drift.moment / max(observed.rows, 1)
-    factor = torch.linalg.cholesky(damped(observed.square))
-    return (weight.double() + torch.cholesky_solve(drift.mT, factor).mT).float()
+    return (weight.double() + torch.cholesky_solve(drift.mT, factored(observed.square)).mT).float()
 
 
 def _split(codes: Tensor, params: QParams, counts: list[int], factor: Tensor | None) -> tuple[Packed, ...]:
@@ -149,15 +154,17 @@ def _split(codes: Tensor, params: QParams, counts: list[int], factor: Tensor | N
 
 
 def _plain(weights: list[Tensor], scheme: Scheme, observed: Observed | None) -> Solution:
-    """Rounding to nearest, and limits as they were seen."""
-    packed = tuple(round_to_nearest(w, scheme.weight) for w in weights)
+    """Rounding to nearest, or another solver that looks at weights alone, and limits as they were seen."""
+    method = hqq if scheme.solver == "hqq" else nearest
+    packed = tuple(round_with(method, w, scheme.weight) for w in weights)
     nothing = (None,) * len(weights)
+    note = UNSEEN.format(scheme.solver) if scheme.solver_needs_data else ""
     if not scheme.needs_calibration:
-        return Solution(packed, nothing)
+        return Solution(packed, nothing, note=note)
     params = affine.choose_qparams(
         *choose_range(observed.range, scheme.activation, scheme.range_for("linear")), scheme.activation
     )
-    return Solution(packed, nothing, params.scale, params.zero)
+    return Solution(packed, nothing, params.scale, params.zero, note=note)
 
 
 def _static_input(scheme: Scheme, observed: Observed, weight: Tensor, c: Tensor, v: Tensor, free: bool, splits: bool):
@@ -191,12 +198,6 @@ def _noise(scheme: Scheme, observed: Observed, c: Tensor, v: Tensor, scale: Tens
     return float(scale.double().square().mean() / 12)
 
 
-def with_noise(covariance: Tensor, noise: float | Tensor) -> Tensor:
-    """C + noise I; noise: a variance, or one for each channel [..., K]."""
-    variances = torch.as_tensor(noise, dtype=torch.float64).expand(covariance.shape[:-1])
-    return covariance + torch.diag_embed(variances)
-
-
 def denoised(
     weight: Tensor,
     covariance: Tensor,
@@ -205,9 +206,9 @@ def denoised(
     drift: Tensor | None = None,
 ) -> Tensor:
     """W - W (P - D) (C' + damping)^-1 with C' = C + noise I: step 3. pulled: P, where it is not the noise; drift: D."""
-    noisy = damped(with_noise(covariance, noise))
+    factor = factored(with_noise(covariance, noise))
     off = -(noise if pulled is None else pulled.unsqueeze(-2)) * weight.double()
     if drift is not None:
         off = off + weight.double() @ drift
-    correction = torch.cholesky_solve(off.mT, torch.linalg.cholesky(noisy)).mT
+    correction = torch.cholesky_solve(off.mT, factor).mT
     return (weight.double() + correction).float()

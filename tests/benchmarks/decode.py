@@ -69,7 +69,9 @@ def ours(scheme: str) -> Callable[[nn.Module], nn.Module]:
         generate(q, 2)
         whole = time.perf_counter() - start
         graphs = len(runtime_of(q).records)
-        print(f"qpass.compile {scheme}: {took:.1f} s, {whole:.1f} s with the first tokens ({graphs} graphs)", flush=True)
+        print(
+            f"qpass.compile {scheme}: {took:.1f} s, {whole:.1f} s with the first tokens ({graphs} graphs)", flush=True
+        )
         q.compile_seconds = took  # type: ignore[assignment]
         return q
 

@@ -31,14 +31,16 @@ ROOT = Path(__file__).resolve().parents[2]
 CALIBRATED, BATCH = 128, 16
 POINTS = ("w4a16", "w4a16-g32", "w3a16", "w3a16-g32", "w2a16-g32", "w4a16-c", "w8a16")
 INTEGER_INPUTS = ("w8a8-dynamic", "w4a8-dynamic", "w8a8")
-SOLVERS = ("free", "rtn", "gptq", "descent")
+FREE = ("free", "hqq")  # solvers that get no calibration
+SOLVERS = (*FREE, "rtn", "gptq", "descent", "awq", "adaround")
+WITH_INPUTS = ("rtn", "gptq", "descent", "awq", "adaround", "smoothquant")
 Score = tuple[float, float, float, float]  # bits a byte above float, its standard error, KL in bits, top-1 agreement
 
 
 def variants(globs: list[str] | None) -> list[str]:
-    """Schemes with a solver, `w4a16,solver=gptq`; `free` is without calibration."""
+    """Schemes with a solver, `w4a16,solver=gptq`; `free` and `hqq` are without calibration."""
     names = [f"{point},solver={solver}" for point in POINTS for solver in SOLVERS]
-    names += [f"{point},solver={solver}" for point in INTEGER_INPUTS for solver in SOLVERS[1:]]
+    names += [f"{point},solver={solver}" for point in INTEGER_INPUTS for solver in WITH_INPUTS]
     return [name for name in names if not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
 
 
@@ -51,7 +53,7 @@ def logits(model: nn.Module, tokens: Tensor) -> Tensor:
 def quantized(model: nn.Module, variant: str, calibration: list[Tensor]) -> nn.Module:
     """The model under a variant; every site but the head is quantized."""
     torch._dynamo.reset()
-    free = variant.endswith("solver=free")
+    free = variant.rpartition("=")[2] in FREE
     scheme = variant.removesuffix(",solver=free")
     plan = qpass.analyze(
         model, scheme, calibration[0], None if free else calibration, {"head": None}
