@@ -186,7 +186,7 @@ def main() -> None:
     if options.write:
         today = datetime.date.today().isoformat()
         target = ROOT / f"tests/benchmarks/results/decode-{today}.md"
-        head = f"`python tests/benchmarks/decode.py`: {options.layers} layers, {options.threads} threads, {options.new} tokens"
+        head = f"{options.layers} layers, {options.threads} threads, {options.new} tokens"
         target.write_text("\n\n".join([f"# Decode, {today}", head, where(), text]) + "\n")
         print(f"wrote {target.relative_to(ROOT)}")
 
