@@ -16,7 +16,7 @@ from qpass.schemes import Scheme
 from qpass.solvers.awq import NOT_FREE
 from qpass.solvers.gptq import DAMPING, damped, factored
 from qpass.solvers.methods import METHODS, rounded
-from qpass.solvers.rtn import round_with
+from qpass.solvers.rtn import nearest, round_with
 from qpass.solvers.smoothquant import UNMOVED
 from qpass.solvers.solve import solve
 from tests.models import relative
