@@ -2,6 +2,7 @@
 
 import collections
 import importlib.util
+import statistics
 
 import onnx
 import onnxruntime
@@ -92,6 +93,9 @@ def test_an_encoder(tmp_path, scheme):
     assert relative(Reader(path).run(x)["output"], q(x)) < ROUNDING
 
 
+CODE = 1e-2  # what one code of an early layer, on the other side of a tie, makes of an image
+
+
 @pytest.mark.parametrize("name", ["resnet", "mobilenet"])
 def test_convolutions(tmp_path, name):
     """Biases in int32, as onnxruntime wants them, move some codes by one: by less than what quantizing costs."""
@@ -104,7 +108,9 @@ def test_convolutions(tmp_path, name):
     plan = onnx_qdq.without_bfloat16(qpass.inspect(q).plan)
     with torch.no_grad():
         same = qdq_program(q, x, None, plan, onnx_qdq.PASSES, onnx_qdq.to_onnx_form).module()(x)
-        assert relative(found, same) < ROUNDING
+        errors = [relative(a, b) for a, b in zip(found, same, strict=True)]
+        assert statistics.median_low(errors) < ROUNDING, errors
+        assert max(errors) < CODE, errors
         assert relative(found, q(x)) < relative(q(x), model(x))
     assert torch.equal(found.argmax(-1), q(x).argmax(-1))
     assert reader.optimized["QLinearConv"] >= 3

@@ -25,7 +25,7 @@ def arguments(names):
         "blocking": False, "copy": False, "memory": None, "i": torch.tensor([[1, 3], [0, 7]]), "padding": -1,
         "scaled": False, "sparse": False, "wz": None,
     }  # fmt: skip
-    return {name: values[name] for name in names}
+    return {name: values.get(name) for name in names}
 
 
 @pytest.mark.parametrize("each", [*LINEAR, *EPILOGUE], ids=lambda r: r.name)
@@ -33,6 +33,8 @@ def test_replacement_computes_the_pattern(each):
     given = arguments(inspect.signature(each.pattern).parameters)
     if each.name == "weight_only_linear":
         given |= {"x": torch.randn(5, 16), "wz": torch.randint(-7, 8, (8,), dtype=torch.int32)}
+    if each.name == "halved_lookup":
+        given |= {"wt": "i4/c0", "data": torch.randint(0, 256, (8, 16), dtype=torch.uint8)}
     if each.name == "grouped_lookup":
         given |= {"wt": "i8/g4", "ws": torch.rand(8, 4) / 50 + 0.001}
         given["wz"] = torch.randint(-7, 8, (8, 4), dtype=torch.int32)
