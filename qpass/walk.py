@@ -8,7 +8,6 @@ So a batch costs the memory of its narrow places, and one batch at a time that o
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,7 +92,7 @@ def narrow(graph: fx.GraphModule, stops: Sequence[fx.Node]) -> set[fx.Node]:
             ends[last] = ends.get(last, 0) + size
             total += size
         total -= ends.get(i, 0)
-    middle = statistics.median_low(found.values()) if found else 0
+    middle = sorted(found.values())[(len(found) - 1) // 2] if found else 0
     return {node for node, size in found.items() if size <= WIDE * middle}
 
 
