@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from qpass.backends.native.build import unavailable as no_kernels
 from qpass.files import replacing
 from qpass.plan import Decision, Plan
 from qpass.qtype import QType, scale_shape
+from qpass.timing import median
 
 MARGIN = 1.02  # integers must not be slower than float by more than measuring can tell
 REPEATS, BUDGET_SECONDS = 15, 0.05
@@ -181,7 +181,7 @@ def median_us(call: Callable[[], object]) -> float:
             start = time.perf_counter()
             call()
             laps.append(time.perf_counter() - start)
-    return statistics.median(laps) * 1e6
+    return median(laps) * 1e6
 
 
 def cache_file() -> Path:
@@ -222,4 +222,4 @@ def whole_model_us(call: Callable[[], object]) -> float:
         call()
         wait()
         laps.append(time.perf_counter() - start)
-    return statistics.median(laps) * 1e6
+    return median(laps) * 1e6

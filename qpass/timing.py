@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 Key = TypeVar("Key")
 WARM_UP = 3
+
+
+def median(times: Sequence[float]) -> float:
+    """The middle one, or the mean of the two in the middle (importing `statistics` takes longer than all of this package's
+    own small modules).
+    """
+    ordered, half = sorted(times), len(times) // 2
+    return ordered[half] if len(times) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def interleaved(
@@ -32,4 +39,4 @@ def interleaved(
             start = time.perf_counter()
             calls[key]()
             laps[key].append(time.perf_counter() - start)
-    return {key: statistics.median(times) * 1e3 for key, times in laps.items()}
+    return {key: median(times) * 1e3 for key, times in laps.items()}

@@ -14,7 +14,6 @@ from torch import nn
 
 from qpass.calibrate import Batch
 from qpass.errors import QpassError, nearest
-from qpass.interchange.onnx_qdq import check_installed, export_onnx
 from qpass.interchange.program import compiled_by_qpass, qdq_program
 from qpass.interchange.pt2 import write_pt2
 
@@ -34,6 +33,8 @@ def export(model: nn.Module, example_inputs: Batch, path: str | os.PathLike[str]
     target = _checked(path)
     runtime = compiled_by_qpass(model)
     if target.suffix == ".onnx":
+        from qpass.interchange.onnx_qdq import check_installed, export_onnx  # only who writes ONNX waits for it
+
         check_installed()
         export_onnx(model, example_inputs, target, dynamic_shapes, runtime.plan)
     else:
