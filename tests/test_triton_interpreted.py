@@ -66,7 +66,7 @@ def test_linears(scheme, make, interpreted):
     for found, wanted, real in both(make().to(torch.float16), scheme, inputs, interpreted):
         assert found.dtype == torch.float16
         assert sqnr_db(wanted, found) > (45 if "a16" in scheme else 38), "a last bit, and codes that it decides"
-        assert sqnr_db(real, found) > sqnr_db(real, wanted) - 0.5
+        assert sqnr_db(real, found) > sqnr_db(real, wanted) - 1.0  # a code on the other side of a tie, in float16
     assert LINEARS[scheme] in interpreted
 
 
@@ -76,7 +76,7 @@ def test_images(scheme, interpreted):
     inputs = [torch.randn(batch, 3, 18, 14) for batch in (2, 3)]
     for found, wanted, real in both(Net(), scheme, inputs, interpreted):
         assert sqnr_db(wanted, found) > 40
-        assert sqnr_db(real, found) > sqnr_db(real, wanted) - 0.5
+        assert sqnr_db(real, found) > sqnr_db(real, wanted) - 1.0  # a code on the other side of a tie, in float16
     assert {"conv2d", "depthwise2d", "w8a8_linear"} <= {*interpreted}
     assert ("max_pool2d" in interpreted) == (scheme == "w8a8")
 
