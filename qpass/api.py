@@ -15,6 +15,7 @@ from qpass.backends.cuda_graphs import check_mode
 from qpass.calibrate import Batch, Session, buffers_kept, call_arguments, gather, observe
 from qpass.decide import decide
 from qpass.install import copy_for_packing, install, uninstall
+from qpass.interrupts import heard
 from qpass.module_sites import module_sites
 from qpass.observations import Observations
 from qpass.pipeline import Settings
@@ -67,7 +68,7 @@ def compile(
         plan = analyze(model, scheme, example_inputs, calibration, recipe, checkpoint)
         profit.guard(plan, chosen, decide=free if guard is None else guard)
     target = model if inplace and not judged else copy_for_packing(model, plan.packed)
-    with buffers_kept(model), buffers_kept(target), all_or_nothing(target):
+    with buffers_kept(model), buffers_kept(target), all_or_nothing(target), heard():
         _equip(target, plan, chosen, mode)
         if judged:
             _never_slower(model, target, plan, example_inputs, chosen)
@@ -134,6 +135,7 @@ def eager_call(model: nn.Module, *args: object, **kwargs: object) -> object:
         return model(*args, **kwargs)
 
 
+@heard()
 def analyze(
     model: nn.Module,
     scheme: str | Scheme | None = None,

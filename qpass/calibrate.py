@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from qpass.capture import capture, front_end, held, tensor_names
 from qpass.errors import QpassError
+from qpass.interrupts import stop_if_asked
 from qpass.observations import Observations
 from qpass.passes.annotate import describe_sites
 from qpass.passes.collect_ranges import CollectRanges
@@ -130,6 +131,7 @@ class Session:
     def run(self, batch: Batch, what: str) -> Any:
         """Calls the model on one batch; an error on the way is explained, with the model's own as its cause."""
         args, kwargs = call_arguments(batch, what)
+        stop_if_asked()
         try:
             return self.call(*args, **kwargs)
         except (QpassError, Caught):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qpass.calibrate import Batch, call_arguments
 from qpass.errors import QpassError
 from qpass.install import packed_weights
+from qpass.interrupts import stop_if_asked
 from qpass.plan import Plan, SiteInfo
 from qpass.processes import everywhere
 from qpass.schemes import Scheme
@@ -157,6 +158,7 @@ def check_inputs(model: nn.Module, batch: Batch, what: str) -> None:
 def checked(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches, each checked as it comes."""
     for i, batch in enumerate(batches):
+        stop_if_asked()
         check_inputs(model, batch, f"calibration batch {i}")
         yield batch
 

@@ -12,6 +12,7 @@ from qpass.decide_conv import decide_images, operand_decision
 from qpass.decide_linear import suited
 from qpass.decide_site import describe, why_float, why_weight
 from qpass.decide_tables import decide_tables, heads, one_name, schemes_of
+from qpass.interrupts import stop_if_asked
 from qpass.observations import Observations, Observed
 from qpass.packing import Packed
 from qpass.passes.other_sites import LOOKUP, why_not
@@ -121,6 +122,7 @@ def _first_readers(sites: Mapping[str, SiteInfo], schemes: Mapping[str, Scheme |
 
 def decide_group(ask: Asked, members: list[SiteInfo], observations: Observations) -> dict[str, Decision]:
     """They share the scale of the input and its per-channel factor where they have one scheme; a weight has one."""
+    stop_if_asked()
     found: dict[str, Decision] = {}
     by_scheme: dict[Scheme, list[Decision]] = {}
     observed = observations.together(info.name for info in members)

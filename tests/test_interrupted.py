@@ -95,10 +95,7 @@ except KeyboardInterrupt:
 
 
 def stopped_at(line, command):
-    """(standard output, standard error, exit status, seconds to exit) of a process sent SIGINT when it prints a line.
-
-    Python drops an interrupt that arrives within a callback of its own (a finalizer); so, as a user would, once more.
-    """
+    """(standard output, standard error, exit status, seconds to exit) of a process sent SIGINT when it prints a line."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
@@ -109,10 +106,9 @@ def stopped_at(line, command):
     start = time.perf_counter()
     process.send_signal(signal.SIGINT)
     try:
-        out, err = process.communicate(timeout=40)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=80)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     return seen + out, err, process.returncode, time.perf_counter() - start
 
 

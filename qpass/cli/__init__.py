@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from qpass.errors import QpassError
+from qpass.interrupts import heard
 
 WRONG, INTERRUPTED = 2, 130
 
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from qpass.cli import commands
 
     try:
-        getattr(commands, options.command)(options)
+        with heard():
+            getattr(commands, options.command)(options)
         sys.stdout.flush()
     except QpassError as error:
         print(f"qpass: {error}", file=sys.stderr)
