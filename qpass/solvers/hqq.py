@@ -19,7 +19,7 @@ from torch import Tensor
 from qpass import affine
 from qpass.affine import MIN_SCALE
 from qpass.qtype import QParams, QType
-from qpass.solvers.steps import FEW, squared_error
+from qpass.solvers.steps import FEW, least_of
 
 NORM = 0.7
 ROUNDS = 20
@@ -50,19 +50,10 @@ def _in_rows(weight: Tensor, qtype: QType) -> Tensor:
 def _start(weight: Tensor, qtype: QType) -> QParams:
     """The parameters of the parts of the limits with the least error, for each scale."""
     lo, hi = affine.limits(weight, qtype)
-    best = affine.choose_qparams(lo, hi, qtype)
     if qtype.bits > FEW:
-        return best
-    scale, zero = best.scale, best.zero
-    least = torch.full_like(scale, torch.inf)
-    for low, high in ((a, b) for a in PARTS for b in PARTS if not qtype.symmetric or a == b):
-        found = affine.choose_qparams(lo * low, hi * high, qtype)
-        error = squared_error(weight, found)
-        scale = torch.where(error < least, found.scale, scale)
-        if zero is not None and found.zero is not None:
-            zero = torch.where(error < least, found.zero, zero)
-        least = torch.minimum(error, least)
-    return QParams(scale, zero, qtype)
+        return affine.choose_qparams(lo, hi, qtype)
+    both = ((a, b) for a in PARTS for b in PARTS if not qtype.symmetric or a == b)
+    return least_of(weight, [affine.choose_qparams(lo * low, hi * high, qtype) for low, high in both])
 
 
 def _halves(w: Tensor, s: Tensor, z: Tensor, qtype: QType) -> tuple[Tensor, Tensor]:

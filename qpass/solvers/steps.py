@@ -8,6 +8,8 @@ than the finer step gains. With 7 bits and more it does not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from qpass.qtype import QParams, QType
 
 PARTS = torch.linspace(1.0, 0.5, 26)  # of the limits: candidates for what is kept, the widest first
 FEW = 6  # bits up to which clipping pays
+AT_ONCE = 1 << 18  # values whose error is looked at together: a megabyte
 
 
 def best_qparams(weight: Tensor, qtype: QType) -> QParams:
@@ -28,22 +31,63 @@ def best_qparams(weight: Tensor, qtype: QType) -> QParams:
 
 def least_error(weight: Tensor, lo: Tensor, hi: Tensor, qtype: QType, parts: Tensor) -> QParams:
     """The parameters of the part of the limits, one part for each scale, with the least squared error."""
-    best = affine.choose_qparams(lo * parts[0], hi * parts[0], qtype)
-    least = squared_error(weight, best)
-    scale, zero = best.scale, best.zero
-    for part in parts[1:]:
-        found = affine.choose_qparams(lo * part, hi * part, qtype)
-        error = squared_error(weight, found)
-        scale = torch.where(error < least, found.scale, scale)
+    return least_of(weight, [affine.choose_qparams(lo * part, hi * part, qtype) for part in parts])
+
+
+def least_of(weight: Tensor, candidates: Sequence[QParams]) -> QParams:
+    """For each scale its candidate with the least squared error of the values it scales; of equals, the first."""
+    best, zero = candidates[0].scale, candidates[0].zero
+    errors = _errors(_by_scale(weight, candidates[0].type), candidates)
+    least = errors[0]
+    for error, found in zip(errors[1:], candidates[1:], strict=True):
+        better = error < least
+        best = torch.where(better, found.scale, best)
         if zero is not None and found.zero is not None:
-            zero = torch.where(error < least, found.zero, zero)
+            zero = torch.where(better, found.zero, zero)
         least = torch.minimum(error, least)
-    return QParams(scale, zero, qtype)
+    return QParams(best, zero, candidates[0].type)
 
 
 def squared_error(weight: Tensor, params: QParams) -> Tensor:
     """Squared error of rounding to nearest, clipping included, summed over the values of each scale."""
-    error = (affine.fake_quantize(weight, params) - weight).square()
-    if params.type.group is not None:
-        return error.unflatten(-1, (-1, params.type.group)).sum(-1)
-    return error.sum([axis for axis in range(error.dim()) if axis != params.type.axis])
+    return _errors(_by_scale(weight, params.type), [params])[0].square()
+
+
+def _by_scale(weight: Tensor, qtype: QType) -> Tensor:
+    """The values of each scale on a last axis, behind those of the scale: a view where that is possible."""
+    if qtype.group is not None:
+        return weight.unflatten(-1, (-1, qtype.group))
+    return weight.flatten() if qtype.axis is None else weight.movedim(qtype.axis, 0).flatten(1)
+
+
+def _errors(values: Tensor, candidates: Sequence[QParams]) -> Tensor:
+    """Root of the squared error of each candidate and scale: [P, *scale]. values: [*scale, n].
+
+    All candidates of a few values, which stay in the cache: to and from memory a value goes once.
+    """
+    qtype = candidates[0].type
+    scale = torch.stack([c.scale for c in candidates]).unsqueeze(-1)
+    inverse, low, high = 1 / scale, torch.tensor(float(qtype.qmin)), torch.tensor(float(qtype.qmax))
+    if candidates[0].zero is not None:
+        zero = torch.stack([c.zero for c in candidates if c.zero is not None]).float().unsqueeze(-1)
+        low, high = qtype.qmin - zero, qtype.qmax - zero
+    low, high = low.to(values.device).expand_as(scale), high.to(values.device).expand_as(scale)
+    if values.dim() == 1:
+        return torch.stack([_norm(values, *each) for each in zip(inverse, low, high, strict=True)]) * scale[:, 0]
+    found = torch.empty_like(scale)
+    rows = max(1, AT_ONCE // max(1, values[0].numel()))
+    for start in range(0, len(values), rows):
+        some = slice(start, start + rows)
+        few = values[some].contiguous()
+        for number in range(len(candidates)):
+            found[number, some, ..., 0] = _norm(few, inverse[number, some], low[number, some], high[number, some])
+    return (found * scale).squeeze(-1)
+
+
+def _norm(values: Tensor, inverse: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Root of the sum of squares of what rounding takes from values, over the last axis, in units of the step."""
+    exact = values * inverse
+    code = torch.round(exact)
+    torch.maximum(code, low, out=code)
+    torch.minimum(code, high, out=code)
+    return torch.linalg.vector_norm(code.sub_(exact), dim=-1)

@@ -161,6 +161,7 @@ void rows_by_inputs(const Stored& p, const Tables& t, const Input& in, int64_t f
   const __m512i high_table = _mm512_load_si512(t.high);
   const uint16_t* x = in.parts.data() + first_input * in.width;
   const uint8_t* w = p.w + n * bytes;
+  const int64_t ahead = R * bytes;  // the rows that come next
   __m512 total[R][V];
   for (int r = 0; r < R; r++)
     for (int v = 0; v < V; v++) total[r][v] = _mm512_setzero_ps();
@@ -176,8 +177,10 @@ void rows_by_inputs(const Stored& p, const Tables& t, const Input& in, int64_t f
       for (int v = 0; v < V; v++) part[r][v] = _mm512_setzero_ps();
     }
     for (; s < end; s++)
-      for (int r = 0; r < R; r++)
+      for (int r = 0; r < R; r++) {
+        _mm_prefetch((const char*)(w + r * bytes + s * 32 + ahead), _MM_HINT_T0);
         step<WHOLE, PAIRS, V>(_mm256_loadu_si256((const __m256i*)(w + r * bytes + s * 32)), table[r], high_table, x + s * 32, in.width, part[r]);
+      }
     if (s == full && bytes % 32 && (groups == 1 || PAIRS)) {
       if (!PAIRS || end - s == 0) {
         const __mmask32 mask = (1u << (bytes % 32)) - 1;
