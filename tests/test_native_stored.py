@@ -34,6 +34,9 @@ TYPES = (
 )
 
 
+INPUTS = ("x", "other", "x_scale", "x_zero")
+
+
 def problem(text, n, k, seed=0):
     torch.manual_seed(seed)
     packed = round_to_nearest(torch.randn(n, k), QType.parse(text))
@@ -42,27 +45,30 @@ def problem(text, n, k, seed=0):
     return packed, data, zero
 
 
-def run(x, packed, data, zero, bias=None, other=None, act="", dtype=torch.float32):
-    """The kernel's result, by the call that a lowered graph makes."""
+def run(x, packed, data, zero, bias=None, other=None, act="", dtype=torch.float32, rows=(None, None)):
+    """The kernel's result, by the call that a lowered graph makes. rows: scale and zero point of an x of codes."""
     graph = fx.Graph()
     module = nn.Module()
     arguments = {"x": x, "data": data, "scale": packed.scale, "zero": zero, "bias": bias, "other": other}
+    arguments |= {"x_scale": rows[0], "x_zero": rows[1]}
     nodes = {}
     for name, value in arguments.items():
         if value is None:
             nodes[name] = None
-        elif name in ("x", "other"):
+        elif name in INPUTS:
             nodes[name] = graph.placeholder(name)
             nodes[name].meta["val"] = value
         else:
             module.register_buffer(name, value)
             nodes[name] = graph.get_attr(name)
     order = (nodes["x"], nodes["data"], nodes["scale"], nodes["zero"], str(packed.type), nodes["bias"], nodes["other"])
-    node = graph.call_function(torch.ops.qpass.stored_linear.default, (*order, act, dtype))
+    node = graph.call_function(
+        torch.ops.qpass.stored_linear.default, (*order, act, dtype, nodes["x_scale"], nodes["x_zero"])
+    )
     gm = fx.GraphModule(module, graph)
     assert gm is node.graph.owning_module
     function, _ = stored_call(node)
-    return function(x, other)
+    return function(x, other, *rows)
 
 
 def wanted(x, packed, bias=None, other=None, act=""):
@@ -174,3 +180,64 @@ def test_a_replaced_weight_is_noticed():
     q.load_state_dict({key: value.clone() for key, value in q.state_dict().items()}, assign=True)
     with pytest.warns(UserWarning, match="replaced or written to"):
         q(x)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("input_type", ["u8/token", "u8/t"])
+@pytest.mark.parametrize("text", ["u4/g128", "u4/g64", "i4/g32", "u3/g32", "i4/c0", "u2/c0", "i8/g64", "i8/c0"])
+def test_inputs_of_codes(text, input_type, dtype):
+    """Whole numbers all the way: of a few rows the only error is float32's, of many that of the result's type."""
+    input_type = QType.parse(input_type)
+    for n, k in ((1, 128), (35, 384), (16, 256), (20, 94 if QType.parse(text).group is None else 128)):
+        packed, data, zero = problem(text, n, k)
+        for rows in (0, 1, 3, FEW[torch.uint8], FEW[torch.uint8] + 1, 50):
+            x = torch.randn(2, rows, k) + 1
+            scale, low = (torch.tensor(0.03), torch.tensor(90)) if not rows else affine.choose_dynamic(x, input_type)
+            if not rows and input_type.granularity == "token":
+                scale, low = torch.rand(2, 0, 1), torch.zeros(2, 0, 1)
+            low = low.to(torch.int32)
+            codes = affine.quantize(x, scale, low, input_type)
+            bias, other = torch.randn(n), torch.randn(2, rows, n).to(dtype)
+            found = run(codes, packed, data, zero, bias, other, "gelu", dtype, (scale, low))
+            y, _ = wanted((codes.double() - low) * scale.double(), packed, bias, other, "gelu")
+            assert found.shape == (2, rows, n)
+            assert found.dtype is dtype
+            if rows:
+                assert relative(found, y) < (1e-5 if dtype is torch.float32 else 6e-3), (n, k, rows)
+
+
+@needs_kernel
+def test_codes_of_extremes_are_exact():
+    torch.manual_seed(3)
+    for text, k in (("u4/g32", 96), ("u4/g64", 192), ("i4/c0", 66), ("i8/c0", 37), ("u2/g64", 128)):
+        qtype = QType.parse(text)
+        weight = torch.randint(qtype.qmin, qtype.qmax + 1, (19, k)).to(qtype.storage)
+        shape = (19, k // qtype.group) if qtype.group else (19,)
+        zero = None if qtype.signed else torch.randint(0, qtype.qmax + 1, shape)
+        data = halved(weight) if halves(weight, qtype) else weight
+        packed = type(problem("i8/c0", 2, 64)[0])(weight, torch.ones(shape), qtype, None, zero)
+        for rows in (3, 40):
+            x = torch.randint(0, 2, (rows, k), dtype=torch.uint8) * 255
+            scale, low = torch.ones(rows, 1), torch.randint(0, 256, (rows, 1), dtype=torch.int32)
+            kept = None if zero is None else zero.to(torch.uint8)
+            found = run(x, packed, data, kept, rows=(scale, low))
+            assert torch.equal(found.double(), wanted(x.double() - low, packed)[0]), (text, rows)
+
+
+@needs_kernel
+@pytest.mark.parametrize("scheme", ["w4a8-dynamic", "w4a8-dynamic-g32", "w4a8", "w3a8-dynamic-g64"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_model_with_inputs_of_codes(scheme, dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 256), nn.GELU(), nn.Linear(256, 32), nn.Linear(32, 64)).to(dtype).eval()
+    batches = None if "dynamic" in scheme else [torch.randn(50, 128).to(dtype) for _ in range(4)]
+    plan = qpass.analyze(model, scheme, torch.randn(2, 128).to(dtype), batches)
+    q = qpass.compile(model, plan=plan, backend="cpu")
+    reference = qpass.compile(model, plan=plan, backend="reference")
+    for rows in (1, 4, 50):
+        x = torch.randn(rows, 128).to(dtype)
+        one_code = 2e-3 if dtype is torch.float32 else 2e-2  # a tie at the next layer's input may fall either way
+        assert relative(q(x), reference(x)) < one_code
+    text = qpass.inspect(q).graph("lower")
+    assert text.count("qpass.stored_linear") >= 2, text

@@ -2,7 +2,8 @@
 
     what                     AVX-512 VNNI           else
     qpass.linear             qpass.packed_linear    onednn.qlinear_pointwise
-      of float and integers  qpass.stored_linear     a generated dequantize and a float product
+      with a float input     qpass.stored_linear      a generated dequantize and a float product
+      weights in groups      qpass.stored_linear      the reference
     qpass.conv               qpass.packed_conv      onednn.qconv_pointwise
     quantize of an image     qpass.image_codes      a generated kernel
     attention in bfloat16    qpass.attention        two bmm and a generated softmax
@@ -58,7 +59,7 @@ def saturates() -> bool:
 def why_not_linear(node: fx.Node) -> str | None:
     """None where this backend can run a fused linear, or the sentence that says why not."""
     x_type, weight_type, data = node.args[3], node.args[6], node.args[4]
-    if not x_type and stored.why_not(node) is None:
+    if not _of_integers(node) and stored.why_not(node) is None:
         return None
     if node.args[14] is not None and not x_type:
         return None if not node.args[12] else "a weight with zero points is multiplied in float"
@@ -77,6 +78,11 @@ def why_not_linear(node: fx.Node) -> str | None:
     return None
 
 
+def _of_integers(node: fx.Node) -> bool:
+    """Whether a fused linear is one sum of integers for each output, to be scaled once."""
+    return bool(node.args[3]) and node.args[6] in WEIGHTS and node.args[14] is None
+
+
 def has_amx() -> bool:
     """Whether oneDNN multiplies integers in AMX tiles here, eight times as fast as VNNI does."""
     return torch.cpu._is_amx_tile_supported()
@@ -84,7 +90,7 @@ def has_amx() -> bool:
 
 def lower_linear(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """The nodes that compute a fused linear, in front of `node`; returns the last."""
-    if not node.args[3] and stored.why_not(node) is None:
+    if not _of_integers(node) and stored.why_not(node) is None:
         return stored.lower(gm, node)
     if node.args[14] is not None:
         return unfused.lower_linear(gm, node)

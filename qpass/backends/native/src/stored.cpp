@@ -1,10 +1,12 @@
-// float [M, K] x integers [N, K] as they are stored, for few rows: every weight is read once, and that is the time it takes.
+// float or uint8 [M, K] x integers [N, K] as they are stored, for few rows: every weight is read once, and that is the time
+// it takes.
 //
 //     y[m, n] = act(sum over groups g of scale[n, g] * sum over k in g of (q[n, k] - zero[n, g]) * x[m, k] + beta[n] + other[m, n])
 //
 // Two codes of 4 bits and fewer share a byte (even columns in the lower half). Thirty-two codes become bfloat16 in one
 // instruction, by a table of sixteen values that holds code - zero, so that nothing is left to correct; codes of 8 bits are
 // looked up by halves, 16 * high + low. Both are exact, and sums are float32. A float32 input is the sum of three bfloat16.
+// Codes of an input, less their zero point, are bfloat16 numbers as they are; the sums are multiplied by their scale.
 // Many rows: `expand` writes the weight out in x's type, and a matrix product of torch's reads that.
 #include <algorithm>
 #include <vector>
@@ -21,8 +23,10 @@ struct Stored {
   const float* beta;  // or null
   const void* other;
   void* out;
+  const float* row_scale;   // of inputs that are codes, else null
+  const int32_t* row_zero;
   int64_t m, n, k, group;  // group: K where a row has one scale, else 32 or a multiple of 64
-  int32_t whole, is_signed, act, x_type, out_type, other_type, threads;
+  int32_t whole, is_signed, act, x_type, out_type, other_type, each_row, threads;  // each_row: 1 where every row has a scale, 0 where all have one
 };
 
 constexpr int64_t SOME = 16;  // outputs of a task: one vector of the epilogue
@@ -50,7 +54,8 @@ inline void finish_some(const Stored& p, const float* sums, int64_t first) {
   const __m512 beta = p.beta ? _mm512_maskz_loadu_ps(mask, p.beta + first) : _mm512_setzero_ps();
   for (int64_t m = 0; m < p.m; m++) {
     const int64_t at = m * p.n + first;
-    __m512 y = _mm512_add_ps(_mm512_loadu_ps(sums + m * SOME), beta);
+    const __m512 factor = _mm512_set1_ps(p.row_scale ? p.row_scale[m * p.each_row] : 1.0f);
+    __m512 y = _mm512_fmadd_ps(_mm512_loadu_ps(sums + m * SOME), factor, beta);
     if (p.other) {
       y = _mm512_add_ps(y, p.other_type == BF16 ? from_bf16(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(p.other) + at))
                                                  : _mm512_maskz_loadu_ps(mask, static_cast<const float*>(p.other) + at));
@@ -78,11 +83,39 @@ inline float real(uint16_t x) {
   return y;
 }
 
+inline __m512i to_bf16_pairs(__m512i code) {  // 32 whole numbers of 16 bits
+  const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(code)));
+  const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(code, 1)));
+  return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+}
+
+// the first `count` of 32 lanes
+inline __mmask32 some(int64_t count) { return count >= 32 ? ~0u : count <= 0 ? 0u : (1u << count) - 1; }
+
+// a row of codes less their zero point; 0 behind its end, where the codes of the weight are not
+void row_of_codes(const Stored& p, const uint8_t* x, int zero, int64_t width, uint16_t* to) {
+  const __m512i z = _mm512_set1_epi16(static_cast<short>(zero));
+  for (int64_t k = 0; k < p.k; k += 64) {
+    const int64_t left = p.k - k;
+    const __m512i raw = _mm512_maskz_loadu_epi8(left >= 64 ? ~0ull : (1ull << left) - 1, x + k);
+    __m512i first = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(raw)), second = _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(raw, 1));
+    if (!p.whole) first = _mm512_and_si512(raw, _mm512_set1_epi16(255)), second = _mm512_srli_epi16(raw, 8);
+    const __mmask32 ones = p.whole ? some(left) : some((left + 1) / 2), others = p.whole ? some(left - 32) : some(left / 2);
+    _mm512_storeu_si512(to + (p.whole ? k : k / 2), to_bf16_pairs(_mm512_maskz_sub_epi16(ones, first, z)));
+    _mm512_storeu_si512(to + (p.whole ? k + 32 : width / 2 + k / 2), to_bf16_pairs(_mm512_maskz_sub_epi16(others, second, z)));
+  }
+}
+
 Input input_of(const Stored& p) {
   Input in;
   in.width = (p.k + 63) / 64 * 64;
-  in.count = p.x_type == BF16 ? 1 : 3;
+  in.count = p.x_type == F32 ? 3 : 1;
   in.parts.assign(p.m * in.count * in.width, 0);
+  if (p.x_type == U8) {
+    for (int64_t m = 0; m < p.m; m++)
+      row_of_codes(p, static_cast<const uint8_t*>(p.x) + m * p.k, p.row_zero[m * p.each_row], in.width, in.parts.data() + m * in.width);
+    return in;
+  }
   for (int64_t m = 0; m < p.m; m++) {
     if (p.x_type == BF16 && p.whole) {
       std::memcpy(in.parts.data() + m * in.width, static_cast<const uint16_t*>(p.x) + m * p.k, 2 * p.k);
