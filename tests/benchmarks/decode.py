@@ -173,6 +173,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # or a variant would go on in eager mode without a word
+    torch._dynamo.config.recompile_limit = 64  # for torchao, which compiles each layer's tensors again
     torch.set_num_threads(options.threads)
     print(where(), flush=True)
     models = dict(made(llama(options.layers), options.only or ["*"]))
