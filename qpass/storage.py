@@ -21,12 +21,12 @@ from torch import Tensor
 
 from qpass.errors import QpassError
 from qpass.files import replacing
-from qpass.packing import Packed
+from qpass.packing import Packed, halved, halves, whole
 from qpass.plan import Decision, Plan
 from qpass.qtype import QType
 from qpass.schemes import Scheme
 
-VERSION = 1
+VERSION = 2  # 1 held one code a byte
 ATTEMPTS = 20  # to read a file that another process replaces meanwhile: header and tensors are opened one by one
 PLAIN = ("site", "operation", "weight", "transposed", "rows", "why", "group", "lo", "hi", "note", "made_from")
 PACKED = ("data", "scale", "in_mul", "zero")
@@ -141,7 +141,8 @@ def plan_to_data(plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
         found = {key: getattr(d, key) for key in TENSORS}
         if packed is not None:
             entry["packed_type"] = str(packed.type)
-            found |= {key: getattr(packed, key) for key in PACKED}
+            entry["halves"] = halves(packed.data, packed.type)
+            found |= _kept(packed)
         tensors |= {f"{d.site}|{key}": t for key, t in found.items() if t is not None}
     attention = None if plan.attention is None else str(plan.attention).removeprefix("torch.")
     data = {"scheme": str(plan.scheme), "parameters": plan.parameters, "attention": attention, "notes": plan.notes}
@@ -156,7 +157,8 @@ def plan_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pl
         held = {key: tensors.get(f"{entry['site']}|{key}") for key in (*PACKED, *TENSORS)}
         packed = None
         if "packed_type" in entry:
-            packed = Packed(**{key: held[key] for key in PACKED}, type=QType.parse(entry["packed_type"]))
+            qtype = QType.parse(entry["packed_type"])
+            packed = _packed({key: held[key] for key in PACKED}, qtype, entry.get("halves", False))
         plan.decisions[entry["site"]] = Decision(
             **{key: entry[key] for key in PLAIN},
             shape=tuple(entry["shape"]),
@@ -166,6 +168,20 @@ def plan_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pl
             packed=packed,
         )
     return plan
+
+
+def _kept(packed: Packed) -> dict[str, Tensor | None]:
+    """The tensors of a packed weight as a file holds them: two codes of up to 4 bits a byte, zero points in a byte each."""
+    found = {key: getattr(packed, key) for key in PACKED}
+    if halves(packed.data, packed.type):
+        found["data"] = halved(packed.data)
+    return found | {"zero": None if packed.zero is None else packed.zero.to(torch.uint8)}
+
+
+def _packed(held: Mapping[str, Any], qtype: QType, by_halves: bool) -> Packed:
+    data, zero = held["data"], held["zero"]
+    zero = None if zero is None else zero.to(torch.int32)
+    return Packed(whole(data, qtype) if by_halves else data, held["scale"], qtype, held["in_mul"], zero)
 
 
 def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 import qpass
 from qpass.errors import QpassError
+from qpass.storage import plan_from_data, plan_to_data
 from tests.models import batches, encoder
 
 
@@ -88,3 +89,34 @@ def test_nowhere_to_write(compiled, tmp_path):
 def test_a_float_model_cannot_be_saved(tmp_path):
     with pytest.raises(QpassError, match="not compiled by qpass"):
         qpass.save(encoder(), tmp_path / "model")
+
+
+@pytest.mark.parametrize("scheme", ["w4a16-g32", "w3a16-c", "w2a16-g32"])
+def test_two_codes_share_a_byte_of_the_file(scheme, tmp_path):
+    model = encoder()
+    plan = qpass.analyze(model, scheme)
+    plan.save(tmp_path / "plan")
+    loaded = qpass.Plan.load(tmp_path / "plan")
+    codes = 0
+    for decision in plan.quantized:
+        was, now = decision.packed, loaded[decision.site].packed
+        codes += was.data.numel()
+        for key in ("data", "scale", "zero"):
+            before, after = getattr(was, key), getattr(now, key)
+            assert (before is None) == (after is None)
+            assert before is None or (torch.equal(before, after) and before.dtype is after.dtype)
+    with safe_open(str(tmp_path / "plan"), "pt") as file:
+        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert sum(t.numel() for name, t in kept.items() if name.endswith("|data")) == codes // 2
+    assert all(t.dtype is torch.uint8 for name, t in kept.items() if name.endswith("|zero"))
+
+
+def test_a_file_of_version_1_has_one_code_a_byte(tmp_path):
+    plan = qpass.analyze(encoder(), "w4a16-g32")
+    data, tensors = plan_to_data(plan)
+    for entry in data["decisions"]:
+        del entry["halves"]
+        tensors[f"{entry['site']}|data"] = plan[entry["site"]].packed.data
+    loaded = plan_from_data(data, tensors)
+    for decision in plan.quantized:
+        assert torch.equal(loaded[decision.site].packed.data, decision.packed.data)

@@ -1,10 +1,11 @@
 """A small language model under every scheme and solver: bits per byte, KL to float, top-1 agreement, on held-out source.
 
-python tests/benchmarks/language.py [--only GLOB ...] [--seed N] [--sequences N] [--threads N] [--write]
+python tests/benchmarks/language.py [--only GLOB ...] [--seed N] [--sequences N] [--threads N] [--peers] [--write]
 
 The model (byte_gpt.py) is trained on the first run, in some minutes, and calibrated on 128 sequences of 256 bytes of what it
 was trained on. It runs on the reference backend, so that figures are of the weights and of no kernel; its head stays float.
-Beside each mean stands its standard error over the sequences, paired with float's. --write keeps the table.
+Beside each mean stands its standard error over the sequences, paired with float's. --peers scores other quantizers too, those
+that are installed (language_peers.py). --write keeps the table.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import fnmatch
 import math
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +28,7 @@ import qpass
 
 sys.path.insert(0, str(Path(__file__).parent))
 from byte_gpt import BITS, sequences, source, trained
+from language_peers import peers
 from minilm import markdown, where
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +38,7 @@ INTEGER_INPUTS = ("w8a8-dynamic", "w4a8-dynamic", "w8a8")
 FREE = ("free", "hqq")  # solvers that get no calibration
 SOLVERS = (*FREE, "rtn", "gptq", "descent", "awq", "adaround")
 WITH_INPUTS = ("rtn", "gptq", "descent", "awq", "adaround", "smoothquant")
+Make = Callable[[Any, list[Tensor]], nn.Module]
 Score = tuple[float, float, float, float]  # bits a byte above float, its standard error, KL in bits, top-1 agreement
 
 
@@ -42,6 +47,14 @@ def variants(globs: list[str] | None) -> list[str]:
     names = [f"{point},solver={solver}" for point in POINTS for solver in SOLVERS]
     names += [f"{point},solver={solver}" for point in INTEGER_INPUTS for solver in WITH_INPUTS]
     return [name for name in names if not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+
+
+def made(globs: list[str] | None, with_peers: bool) -> Iterator[tuple[str, Make]]:
+    """(name, what makes the quantized model of model and calibration) of each variant, and of each peer."""
+    for name in variants(globs):
+        yield name, lambda model, calibration, name=name: quantized(model, name, calibration)
+    if with_peers:
+        yield from peers(globs)
 
 
 def logits(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -91,6 +104,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--sequences", type=int, default=512, help="that are scored")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--peers", action="store_true", help="score other quantizers too")
     parser.add_argument("--write", action="store_true", help="keep the results; whole runs only")
     options = parser.parse_args()
     if options.write and options.only:
@@ -104,10 +118,16 @@ def main() -> None:
     print(f"float: {base:.4f} bits a byte on {options.sequences} sequences", flush=True)
     rows = [("variant", "bits a byte above float", "standard error", "KL, bits", "same top byte", "seconds")]
     try:
-        for variant in variants(options.only):
+        for name, make in made(options.only, options.peers):
             start = time.perf_counter()
-            found = score(logits(quantized(model, variant, calibration), tokens), wanted, tokens)
-            rows.append(row(variant, found, time.perf_counter() - start))
+            try:
+                found = score(logits(make(model, calibration), tokens), wanted, tokens)
+            except Exception as error:
+                if name in variants(None):
+                    raise
+                rows.append((name, f"{type(error).__name__}: {str(error).splitlines()[0]}"[:100], "", "", "", ""))
+            else:
+                rows.append(row(name, found, time.perf_counter() - start))
             print("  ".join(f"{cell:>12}" for cell in rows[-1]), flush=True)
     except KeyboardInterrupt:
         print("\ninterrupted; the trained model is kept, nothing else is", file=sys.stderr)
