@@ -125,9 +125,9 @@ def check_plan_fits(plan: Plan, weights: Mapping[str, Tensor], whole: str | None
                 f"{d.site}: the plan has a weight {d.weight!r} that this {whole} lacks; compile the model the plan was "
                 "made from."
             )
-        if d.packed is not None and found.shape != d.packed.data.shape:
+        if d.packed is not None and found.shape != d.packed.shape:
             raise QpassError(
-                f"{d.site}: the plan's weight {d.weight!r} is {tuple(d.packed.data.shape)}, the model's "
+                f"{d.site}: the plan's weight {d.weight!r} is {d.packed.shape}, the model's "
                 f"{tuple(found.shape)}; compile the model the plan was made from."
             )
         if d.made_from and d.made_from != fingerprint(found):

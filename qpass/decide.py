@@ -14,7 +14,7 @@ from qpass.decide_site import describe, why_float, why_weight
 from qpass.decide_tables import decide_tables, heads, one_name, schemes_of
 from qpass.interrupts import stop_if_asked
 from qpass.observations import Observations, Observed
-from qpass.packing import Packed
+from qpass.packing import Packed, pack
 from qpass.passes.other_sites import LOOKUP, why_not
 from qpass.plan import Decision, Plan, SiteInfo
 from qpass.schemes import Recipe, Scheme
@@ -201,4 +201,5 @@ def _weight(named: Mapping[str, Tensor], decision: Decision) -> Tensor:
 
 
 def _turned(packed: Packed) -> Packed:
-    return dataclasses.replace(packed, data=packed.data.t().contiguous(), type=dataclasses.replace(packed.type, axis=1))
+    qtype = dataclasses.replace(packed.type, axis=1)
+    return pack(packed.data.t().contiguous(), packed.scale, qtype, packed.in_mul, packed.zero)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qpass.errors import QpassError
-from qpass.packing import Packed, halved, halves, spread
+from qpass.packing import Packed, spread
 
 
 class PackedWeight(nn.Module):
@@ -35,14 +35,12 @@ class PackedWeight(nn.Module):
         self.type = str(packed.type)
         self.dtype = dtype
         self.axis = packed.type.axis
-        self.zeros = int(packed.zero is not None)
+        self.zeros = int(packed.stored_zero is not None)
         in_mul = packed.in_mul
-        if in_mul is not None and packed.data.dim() > 2:
-            in_mul = spread(in_mul, packed.data, self.axis == 1)
-        self.halves = halves(packed.data, packed.type)
-        data = halved(packed.data) if self.halves else packed.data
-        zero = None if packed.zero is None else packed.zero.to(torch.uint8)
-        self._initial = tuple(t for t in (data, packed.scale, in_mul, zero) if t is not None)
+        if in_mul is not None and packed.stored.dim() > 2:
+            in_mul = spread(in_mul, packed.stored, self.axis == 1)
+        self.halves = packed.halves
+        self._initial = tuple(t for t in (packed.stored, packed.scale, in_mul, packed.stored_zero) if t is not None)
 
     def forward(self, data: Tensor, scale: Tensor, *rest: Tensor) -> Tensor:
         """data: int8 or uint8 shaped like the weight, or uint8 of two codes each; scale: float32 of the type's shape.

@@ -22,29 +22,52 @@ from qpass.qtype import QType
 
 @dataclass(frozen=True)
 class Packed:
-    """data: int8, or uint8 where the type is unsigned, shaped like the weight, one code an element.
+    """A weight as it is kept; a model's buffers are these tensors themselves, so a plan beside its model costs nothing.
 
-    scale: float32, and zero: int32 or None, as scale_shape says of the type; in_mul: float32 [K] or None, K the channels
-    of the input.
+    stored: the codes, int8, or uint8 where the type is unsigned, shaped like the weight; two codes a byte where `halves`.
+    scale: float32, and stored_zero: uint8 or None, as scale_shape says of the type; in_mul: float32 [K] or None, K the
+    channels of the input. `data` and `zero` (int32) are made when they are asked for.
     """
 
-    data: Tensor
+    stored: Tensor
     scale: Tensor
     type: QType
     in_mul: Tensor | None = None
-    zero: Tensor | None = None
+    stored_zero: Tensor | None = None
+    halves: bool = False
 
     def to(self, device: torch.device | str) -> Packed:
         """The same weight on another device."""
-        in_mul, zero = (None if t is None else t.to(device) for t in (self.in_mul, self.zero))
-        return Packed(self.data.to(device), self.scale.to(device), self.type, in_mul, zero)
+        tensors = (self.stored, self.scale, self.in_mul, self.stored_zero)
+        stored, scale, in_mul, zero = (None if t is None else t.to(device) for t in tensors)
+        return Packed(stored, scale, self.type, in_mul, zero, self.halves)
+
+    @property
+    def data(self) -> Tensor:
+        """One code an element, shaped like the weight."""
+        return whole(self.stored, self.type) if self.halves else self.stored
+
+    @property
+    def zero(self) -> Tensor | None:
+        """int32, shaped like the scale."""
+        return None if self.stored_zero is None else self.stored_zero.to(torch.int32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight."""
+        return (*self.stored.shape[:-1], 2 * self.stored.shape[-1]) if self.halves else tuple(self.stored.shape)
 
     @property
     def nbytes(self) -> int:
         """Bytes of storage, scales included."""
-        codes = self.data.nbytes // (2 if halves(self.data, self.type) else 1)
-        zeros = 0 if self.zero is None else self.zero.numel()  # a byte each
-        return codes + zeros + sum(t.nbytes for t in (self.scale, self.in_mul) if t is not None)
+        return sum(t.nbytes for t in (self.stored, self.scale, self.stored_zero, self.in_mul) if t is not None)
+
+
+def pack(data: Tensor, scale: Tensor, qtype: QType, in_mul: Tensor | None = None, zero: Tensor | None = None) -> Packed:
+    """A weight of codes, one an element; zero: int32 or uint8, or None where the type is symmetric."""
+    by_halves = halves(data, qtype)
+    stored_zero = None if zero is None else zero.to(torch.uint8)
+    return Packed(halved(data) if by_halves else data, scale, qtype, in_mul, stored_zero, by_halves)
 
 
 def halves(codes: Tensor, qtype: QType) -> bool:

@@ -90,17 +90,18 @@ def _prefix(weight: str) -> str:
 def _check_fits(plan: Plan, state: dict[str, Tensor], model: nn.Module, saved: str) -> None:
     named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     kind, advice = type(model).__name__, "build the model with the configuration it was saved with."
-    wanted = {name: packed.data for name, packed in plan.packed.items()} | state
-    for name, value in wanted.items():
+    shapes_of = {name: packed.shape for name, packed in plan.packed.items()}
+    wanted = shapes_of | {name: tuple(t.shape) for name, t in state.items()}
+    for name, shape in wanted.items():
         if name not in named:
             raise QpassError(f"the file holds a {saved} with {name!r}, which this {kind} lacks; {advice}")
-        if named[name].shape != value.shape:
-            shapes = f"{tuple(value.shape)} in the file and {tuple(named[name].shape)}"
+        if named[name].shape != shape:
+            shapes = f"{shape} in the file and {tuple(named[name].shape)}"
             raise QpassError(f"{name!r} is {shapes} in this {kind}; {advice}")
-        if name in state and named[name].dtype != value.dtype:
+        if name in state and named[name].dtype != state[name].dtype:
+            dtype = state[name].dtype
             raise QpassError(
-                f"{name!r} is {value.dtype} in the file and {named[name].dtype} in this {kind}; load into "
-                f"model.to({value.dtype})."
+                f"{name!r} is {dtype} in the file and {named[name].dtype} in this {kind}; load into model.to({dtype})."
             )
     covered = {id(named[name]) for name in wanted}
     for name, tensor in named.items():

@@ -226,7 +226,7 @@ def table(plan: Plan) -> str:
 def sizes(plan: Plan) -> str:
     """Bytes of the quantized weights before and after, tied ones once."""
     weights = {d.weight: d.packed for d in plan.quantized if d.packed is not None}
-    before = sum(4 * packed.data.numel() for packed in weights.values())
+    before = sum(4 * math.prod(packed.shape) for packed in weights.values())
     after = sum(packed.nbytes for packed in weights.values())
     if not before:
         return "no weight is quantized"

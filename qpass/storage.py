@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qpass.errors import QpassError
 from qpass.files import replacing
-from qpass.packing import Packed, halved, halves, whole
+from qpass.packing import Packed, pack
 from qpass.plan import Decision, Plan
 from qpass.qtype import QType
 from qpass.schemes import Scheme
@@ -29,7 +29,7 @@ from qpass.schemes import Scheme
 VERSION = 2  # 1 held one code a byte
 ATTEMPTS = 20  # to read a file that another process replaces meanwhile: header and tensors are opened one by one
 PLAIN = ("site", "operation", "weight", "transposed", "rows", "why", "group", "lo", "hi", "note", "made_from")
-PACKED = ("data", "scale", "in_mul", "zero")
+PACKED = {"data": "stored", "scale": "scale", "in_mul": "in_mul", "zero": "stored_zero"}  # in a file, in Packed
 TENSORS = ("input_scale", "input_zero", "input_mul", "input_shift", "input_extra", "bias")
 
 
@@ -141,8 +141,8 @@ def plan_to_data(plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
         found = {key: getattr(d, key) for key in TENSORS}
         if packed is not None:
             entry["packed_type"] = str(packed.type)
-            entry["halves"] = halves(packed.data, packed.type)
-            found |= _kept(packed)
+            entry["halves"] = packed.halves
+            found |= {key: getattr(packed, field) for key, field in PACKED.items()}
         tensors |= {f"{d.site}|{key}": t for key, t in found.items() if t is not None}
     attention = None if plan.attention is None else str(plan.attention).removeprefix("torch.")
     data = {"scheme": str(plan.scheme), "parameters": plan.parameters, "attention": attention, "notes": plan.notes}
@@ -158,7 +158,7 @@ def plan_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pl
         packed = None
         if "packed_type" in entry:
             qtype = QType.parse(entry["packed_type"])
-            packed = _packed({key: held[key] for key in PACKED}, qtype, entry.get("halves", False))
+            packed = _packed({key: held[key] for key in PACKED}, qtype, entry.get("halves"))
         plan.decisions[entry["site"]] = Decision(
             **{key: entry[key] for key in PLAIN},
             shape=tuple(entry["shape"]),
@@ -170,18 +170,11 @@ def plan_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pl
     return plan
 
 
-def _kept(packed: Packed) -> dict[str, Tensor | None]:
-    """The tensors of a packed weight as a file holds them: two codes of up to 4 bits a byte, zero points in a byte each."""
-    found = {key: getattr(packed, key) for key in PACKED}
-    if halves(packed.data, packed.type):
-        found["data"] = halved(packed.data)
-    return found | {"zero": None if packed.zero is None else packed.zero.to(torch.uint8)}
-
-
-def _packed(held: Mapping[str, Any], qtype: QType, by_halves: bool) -> Packed:
-    data, zero = held["data"], held["zero"]
-    zero = None if zero is None else zero.to(torch.int32)
-    return Packed(whole(data, qtype) if by_halves else data, held["scale"], qtype, held["in_mul"], zero)
+def _packed(held: Mapping[str, Any], qtype: QType, by_halves: bool | None) -> Packed:
+    """by_halves: None in a file of version 1."""
+    if by_halves is None:
+        return pack(held["data"], held["scale"], qtype, held["in_mul"], held["zero"])
+    return Packed(held["data"], held["scale"], qtype, held["in_mul"], held["zero"], by_halves)
 
 
 def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:

@@ -9,7 +9,7 @@ from qpass import affine
 from qpass.backends import native
 from qpass.backends.native.stored import FEW, stored_call
 from qpass.ops import activation
-from qpass.packing import halved, halves
+from qpass.packing import halved, halves, pack
 from qpass.qtype import QType
 from qpass.runtime import runtime_of
 from qpass.solvers.rtn import round_to_nearest
@@ -136,9 +136,7 @@ def test_extremes_are_exact():
         codes = torch.randint(qtype.qmin, qtype.qmax + 1, (19, k)).to(qtype.storage)
         shape = (19, k // qtype.group) if qtype.group else (19,)
         zero = None if qtype.signed else torch.randint(0, qtype.qmax + 1, shape)
-        packed = type(round_to_nearest(torch.randn(2, 64), QType.parse("i8/c0")))(
-            codes, torch.ones(shape), qtype, None, zero
-        )
+        packed = pack(codes, torch.ones(shape), qtype, None, zero)
         data = halved(codes) if halves(codes, qtype) else codes
         for dtype in (torch.float32, torch.bfloat16):
             x = torch.randint(-8, 9, (3, k)).to(dtype)
@@ -216,7 +214,7 @@ def test_codes_of_extremes_are_exact():
         shape = (19, k // qtype.group) if qtype.group else (19,)
         zero = None if qtype.signed else torch.randint(0, qtype.qmax + 1, shape)
         data = halved(weight) if halves(weight, qtype) else weight
-        packed = type(problem("i8/c0", 2, 64)[0])(weight, torch.ones(shape), qtype, None, zero)
+        packed = pack(weight, torch.ones(shape), qtype, None, zero)
         for rows in (3, 40):
             x = torch.randint(0, 2, (rows, k), dtype=torch.uint8) * 255
             scale, low = torch.ones(rows, 1), torch.randint(0, 256, (rows, 1), dtype=torch.int32)

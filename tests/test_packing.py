@@ -6,7 +6,7 @@ from torch import nn
 
 import qpass
 from qpass.install import packed_weights
-from qpass.packing import Packed, halved, halves, whole
+from qpass.packing import halved, halves, pack, whole
 from qpass.qtype import QType
 from qpass.solvers.rtn import round_to_nearest
 from tests.models import relative
@@ -109,5 +109,5 @@ def test_nbytes_counts_what_is_kept():
     four, eight = (round_to_nearest(weight, QType.parse(text)) for text in ("u4/g32", "i8/c0"))
     assert four.nbytes == 8 * 32 + 8 * 2 * (4 + 1)
     assert eight.nbytes == 8 * 64 + 8 * 4
-    odd = Packed(torch.zeros(2, 3, dtype=torch.int8), torch.ones(2), QType.parse("i4/c0"))
+    odd = pack(torch.zeros(2, 3, dtype=torch.int8), torch.ones(2), QType.parse("i4/c0"))
     assert odd.nbytes == 6 + 8

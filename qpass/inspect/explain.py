@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 from torch import Tensor
@@ -56,7 +57,7 @@ def _weight(d: Decision) -> list[str]:
     packed = d.packed
     if packed is None:
         return _row("weight", f"{d.weight_type}")
-    before = FLOAT_BYTES * packed.data.numel()
+    before = FLOAT_BYTES * math.prod(packed.shape)
     size = f"{before:,} bytes in float32, {packed.nbytes:,} packed ({packed.nbytes / before:.3f})"
     return _row("weight", f"{d.weight_type}, {size}", f"scale {_span_of(packed.scale)}, {packed.scale.numel()} in all")
 

@@ -136,7 +136,7 @@ def weight_tensors(d: Decision, dtype: torch.dtype) -> dict[str, Tensor]:
     packed, qtype = d.packed, d.weight_type
     assert packed is not None
     assert qtype is not None
-    rows, columns = packed.data.shape
+    rows, columns = packed.shape
     found = {"weight_scale": packed.scale.reshape(rows, -1).to(dtype)}
     zero = None if packed.zero is None else _signed(packed.zero.reshape(rows, -1), qtype)
     if format_of(d) == "pack-quantized":

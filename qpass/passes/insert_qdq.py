@@ -101,7 +101,7 @@ def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision, products: Produ
     packed = decision.packed
     if source is None or source.packed is not None or packed is None:
         return
-    turned = packed.type.axis == 1 and packed.data.dim() == 2
+    turned = packed.type.axis == 1 and packed.stored.dim() == 2
     data = packed.data.t().contiguous() if turned else packed.data
     qtype = str(dataclasses.replace(packed.type, axis=0) if turned else packed.type)
     held = add_constant(gm, f"{decision.weight}_q", data, node)

@@ -22,7 +22,7 @@ from torch import Tensor
 from qpass import affine
 from qpass.geometry import Geometry
 from qpass.observations import Observed
-from qpass.packing import Packed, spread
+from qpass.packing import Packed, pack, spread
 from qpass.patches import as_matrix
 from qpass.qtype import QParams, QType
 from qpass.schemes import Scheme
@@ -69,7 +69,7 @@ def solve_convolution(
         moments = seen.covariance if corrected(scheme) else seen.square
         with contextlib.suppress(torch.linalg.LinAlgError):  # moments of too many orders of magnitude: to nearest
             codes, scale = _with_moments(matrix, moments, scale, channel_type(qtype, 0), off, by_column)
-    packed = Packed(rows_back(codes, weight.shape, g), scale, qtype, factor)
+    packed = pack(rows_back(codes, weight.shape, g), scale, qtype, factor)
     if seen is None or not corrected(scheme):
         return packed, None
     return packed, _bias(weight.detach(), packed, g, seen.mean, None if off is None else off.shift)

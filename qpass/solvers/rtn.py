@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from qpass import affine
-from qpass.packing import Packed
+from qpass.packing import Packed, pack
 from qpass.qtype import QParams, QType
 from qpass.solvers.gain import with_gain
 from qpass.solvers.steps import best_qparams
@@ -32,7 +32,7 @@ def round_with(method: Method, weight: Tensor, qtype: QType, in_mul: Tensor | No
     real = weight.detach().float()
     data, params = method(real, None, qtype)
     params = with_gain(real, data, params)
-    return Packed(data, params.scale, qtype, in_mul, params.zero)
+    return pack(data, params.scale, qtype, in_mul, params.zero)
 
 
 def nearest(weight: Tensor, moments: Tensor | None, qtype: QType) -> tuple[Tensor, QParams]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from qpass import affine
 from qpass.observations import Observed
-from qpass.packing import Packed
+from qpass.packing import Packed, pack
 from qpass.qtype import QParams, QType
 from qpass.range_choice import choose_range
 from qpass.schemes import Scheme
@@ -150,7 +150,7 @@ def _split(codes: Tensor, params: QParams, counts: list[int], factor: Tensor | N
     """The rows of several weights, each as a weight of its own."""
     zeros = (None,) * len(counts) if params.zero is None else params.zero.split(counts)
     parts = zip(codes.split(counts), params.scale.split(counts), zeros, strict=True)
-    return tuple(Packed(code.contiguous(), step.contiguous(), params.type, factor, zero) for code, step, zero in parts)
+    return tuple(pack(code.contiguous(), step.contiguous(), params.type, factor, zero) for code, step, zero in parts)
 
 
 def _plain(weights: list[Tensor], scheme: Scheme, observed: Observed | None) -> Solution:

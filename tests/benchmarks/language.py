@@ -33,11 +33,16 @@ from minilm import markdown, where
 
 ROOT = Path(__file__).resolve().parents[2]
 CALIBRATED, BATCH = 128, 16
-POINTS = ("w4a16", "w4a16-g32", "w3a16", "w3a16-g32", "w2a16-g32", "w4a16-c", "w8a16")
-INTEGER_INPUTS = ("w8a8-dynamic", "w4a8-dynamic", "w8a8")
+POINTS = ("w4a16", "w4a16-g32", "w3a16", "w3a16-g32", "w2a16-g32")
 FREE = ("free", "hqq")  # solvers that get no calibration
 SOLVERS = (*FREE, "rtn", "gptq", "descent", "awq", "adaround")
-WITH_INPUTS = ("rtn", "gptq", "descent", "awq", "adaround", "smoothquant")
+OTHERS = {
+    "w4a16-c": ("free", "gptq", "descent"),
+    "w8a16": ("free", "gptq"),
+    "w8a8-dynamic": ("rtn", "gptq", "smoothquant"),
+    "w4a8-dynamic": ("rtn", "gptq", "descent"),
+    "w8a8": ("rtn", "gptq", "smoothquant"),
+}
 Make = Callable[[Any, list[Tensor]], nn.Module]
 Score = tuple[float, float, float, float]  # bits a byte above float, its standard error, KL in bits, top-1 agreement
 
@@ -45,7 +50,7 @@ Score = tuple[float, float, float, float]  # bits a byte above float, its standa
 def variants(globs: list[str] | None) -> list[str]:
     """Schemes with a solver, `w4a16,solver=gptq`; `free` and `hqq` are without calibration."""
     names = [f"{point},solver={solver}" for point in POINTS for solver in SOLVERS]
-    names += [f"{point},solver={solver}" for point in INTEGER_INPUTS for solver in WITH_INPUTS]
+    names += [f"{point},solver={solver}" for point, solvers in OTHERS.items() for solver in solvers]
     return [name for name in names if not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
 
 
