@@ -16,6 +16,7 @@ from qpass.calibrate import Batch, Session, buffers_kept, call_arguments, gather
 from qpass.decide import decide
 from qpass.install import copy_for_packing, install, uninstall
 from qpass.interrupts import heard
+from qpass.memory import give_back
 from qpass.module_sites import module_sites
 from qpass.observations import Observations
 from qpass.pipeline import Settings
@@ -75,6 +76,7 @@ def compile(
             target = _moved(model, plan, chosen, mode) if inplace else target
         if example_inputs is not None:
             checks.warm_up(target, example_inputs)
+    give_back()
     nothing = scheme is not None and not plan.quantized
     LOG.log(logging.WARNING if nothing else logging.INFO, "%s", plan.summary())
     return target

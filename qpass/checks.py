@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -40,8 +41,14 @@ def check_model(model: object) -> None:
         if tensor.is_meta:
             raise QpassError(f"{name} is on the meta device, so it has no values; load the weights first.")
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter.detach()).all()):
+        if parameter.is_floating_point() and not _finite(parameter.detach()):
             raise QpassError(f"{name} holds NaN or infinity; a quantized weight needs finite values.")
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all values are finite; nothing of their size is allocated."""
+    real = values if values.itemsize > 1 else values.float()
+    return not real.numel() or all(math.isfinite(float(end)) for end in real.aminmax())
 
 
 def device_of(model: nn.Module) -> torch.device:

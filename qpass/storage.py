@@ -36,9 +36,10 @@ TENSORS = ("input_scale", "input_zero", "input_mul", "input_shift", "input_extra
 def digest(tensor: Tensor) -> str:
     """A checksum of a tensor's bytes, dtype and shape."""
     data = tensor.detach().cpu().contiguous()
-    raw = data.reshape(-1).view(torch.uint8).numpy().tobytes() if data.numel() else b""
-    head = f"{data.dtype}{tuple(data.shape)}".encode()
-    return hashlib.blake2b(head + raw, digest_size=16).hexdigest()
+    found = hashlib.blake2b(f"{data.dtype}{tuple(data.shape)}".encode(), digest_size=16)
+    if data.numel():
+        found.update(data.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def fingerprint(weight: Tensor) -> str:

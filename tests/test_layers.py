@@ -53,7 +53,7 @@ LAYERS = (
     ),
     ("conv_ops", "observations", "ops", "packing", "patches", "plan", "schemes", "shards", "shared", "storage"),
     ("affine", "arity", "geometry", "histogram", "qtype", "range_choice", "ranges", "scheme_words", "sizes"),
-    ("errors", "files", "interrupts", "processes"),
+    ("errors", "files", "interrupts", "memory", "processes"),
 )
 
 # Imports inside a function that the layers do not count: importer, imported, why.

@@ -17,7 +17,13 @@ from qpass import affine
 from qpass.qtype import QParams
 
 LARGEST = 2.0  # what a step is multiplied by at most, and divided by
+AT_ONCE = 256  # outputs that are looked at together, in float64
 FEW = 6  # bits up to which weights are clipped, so that something is lost
+
+
+def _ratio(real: Tensor, wanted: Tensor, moments: Tensor | None) -> Tensor:
+    read = wanted if moments is None else wanted @ moments
+    return (read * wanted).sum(1) / (read * real).sum(1)
 
 
 def with_gain(weight: Tensor, codes: Tensor, params: QParams, moments: Tensor | None = None) -> QParams:
@@ -25,12 +31,11 @@ def with_gain(weight: Tensor, codes: Tensor, params: QParams, moments: Tensor | 
     qtype = params.type
     if qtype.is_float or qtype.bits > FEW or qtype.granularity == "tensor":
         return params
-    real = affine.dequantize(codes, params.scale, params.zero, qtype).double()
-    wanted = weight.double()
+    real, wanted = affine.dequantize(codes, params.scale, params.zero, qtype), weight
     if qtype.axis == 1:
         real, wanted = real.t(), wanted.t()
-    read = wanted if moments is None else wanted @ moments
-    ratio = (read * wanted).sum(1) / (read * real).sum(1)
+    parts = zip(real.split(AT_ONCE), wanted.split(AT_ONCE), strict=True)
+    ratio = torch.cat([_ratio(r.double(), w.double(), moments) for r, w in parts])
     ratio = torch.where(torch.isfinite(ratio) & (ratio < LARGEST) & (ratio > 1 / LARGEST), ratio, 1.0).float()
     scale = params.scale * ratio.reshape(-1, *[1] * (params.scale.dim() - 1))
     return QParams(scale, params.zero, qtype)
