@@ -146,6 +146,9 @@ VARIANTS = (
     ("qpass w8a8-dynamic", False, (), ours("w8a8-dynamic")),
     ("qpass w8a8-dynamic, no data", False, (), ours("w8a8-dynamic", with_data=False)),
     ("qpass w8a16, no data", False, (), ours("w8a16", with_data=False)),
+    ("qpass w8a16", False, (), ours("w8a16")),
+    ("qpass w4a16-g64", False, (), ours("w4a16-g64")),
+    ("qpass w4a16-g64, no data", False, (), ours("w4a16-g64", with_data=False)),
     ("qpass, no scheme", False, (), ours(None)),
 )
 PEERS = tuple(name for name, peer, _, _ in VARIANTS if peer)
