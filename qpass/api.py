@@ -91,7 +91,7 @@ def _check_plan(model: nn.Module, plan: Plan, example_inputs: Batch | None, *oth
 
 def _equip(target: nn.Module, plan: Plan, backend: Backend, mode: str) -> None:
     """Packs the weights of a model in place and makes it run compiled."""
-    install(target, plan.packed)
+    install(target, plan.packed, plan.biases)
     attach(target, plan, backend, mode)
 
 

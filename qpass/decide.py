@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -39,10 +40,24 @@ class Asked:
     first: Mapping[str, SiteInfo]
 
 
+def own_biases(sites: Mapping[str, SiteInfo], named: Mapping[str, Tensor]) -> dict[str, SiteInfo]:
+    """The sites, each with a bias only where nothing else in the model reads it, so that it may be corrected in place."""
+    readers: dict[str, set[str | None]] = {}
+    for info in sites.values():
+        readers.setdefault(info.bias, set()).add(info.weight)
+    names = Counter(id(t) for t in named.values())
+
+    def alone(info: SiteInfo) -> bool:
+        held = [named.get(info.weight or ""), named.get(info.bias)]
+        return len(readers[info.bias]) == 1 and all(t is not None and names[id(t)] == 1 for t in held)
+
+    return {name: info if alone(info) else dataclasses.replace(info, bias="") for name, info in sites.items()}
+
+
 def asked(model: nn.Module | Mapping[str, Tensor], sites: Mapping[str, SiteInfo], recipe: Recipe) -> Asked:
     """What the recipe asks of a model, or of the weights of a graph."""
     weights = dict(model.named_parameters(remove_duplicate=False)) if isinstance(model, nn.Module) else model
-    sites = one_name(sites, weights)
+    sites = own_biases(one_name(sites, weights), weights)
     schemes, why = schemes_of(sites, recipe, heads(model, sites, weights))
     return Asked(weights, sites, schemes, why, _first_readers(sites, schemes))
 
@@ -153,7 +168,8 @@ def quantize_group(
     """Chooses the shared input parameters and rounds each weight once."""
     weights = {d.weight: _weight(named, d) for d in decisions}
     scheme, groups = suited(scheme, decisions)
-    solution, note = _solve(list(weights.values()), scheme, observed, epilogue)
+    biased = all(d.bias_name for d in decisions)
+    solution, note = _solve(list(weights.values()), scheme, observed, epilogue, biased)
     note = "; ".join(filter(None, (groups, note)))
     rounded = dict(zip(weights, zip(solution.packed, solution.bias, strict=True), strict=True))
     done = []
@@ -179,12 +195,12 @@ def quantize_group(
 
 
 def _solve(
-    weights: list[Tensor], scheme: Scheme, observed: Observed | None, epilogue: list[bool]
+    weights: list[Tensor], scheme: Scheme, observed: Observed | None, epilogue: list[bool], biased: bool = False
 ) -> tuple[Solution, str]:
     """The solution, and a note where its input's second moments are of no use: then weights are rounded to nearest."""
     free = scheme.dynamic or not any(epilogue)
     try:
-        solution = solve(weights, scheme, observed, free=free, splits=all(epilogue))
+        solution = solve(weights, scheme, observed, free=free, splits=all(epilogue), biased=biased)
     except torch.linalg.LinAlgError:
         solution = None
     if solution is not None and solution.finite:

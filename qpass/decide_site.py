@@ -41,8 +41,9 @@ def describe(weights: Mapping[str, Tensor], info: SiteInfo, observations: Observ
     lo, hi = (observed.range.lo, observed.range.hi) if observed and observed.rows else (None, None)
     rows = observations.rows.get(info.name, 0)
     return Decision(
-        info.name, info.operation, info.weight or "", shape, info.transposed, rows, group=group, lo=lo, hi=hi
-    )
+        info.name, info.operation, info.weight or "", shape, info.transposed, rows, group=group, lo=lo, hi=hi,
+        bias_name=info.bias,
+    )  # fmt: skip
 
 
 def why_float(decision: Decision, scheme: Scheme | None, observed: Observed | None) -> str | None:

@@ -74,8 +74,8 @@ def copy_for_packing(model: nn.Module, weights: Iterable[str]) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def install(model: nn.Module, packed: Mapping[str, Packed]) -> None:
-    """Replaces each named parameter, and every parameter tied to it, by its packed form, in place."""
+def install(model: nn.Module, packed: Mapping[str, Packed], biases: Mapping[str, Tensor] | None = None) -> None:
+    """Replaces each named parameter, and every parameter tied to it, by its packed form, in place; adds to biases by path."""
     holders = {name: tuple(_holders(model, name)) for name in packed}
     for name, weight in packed.items():
         dtype, device = model.get_parameter(name).dtype, model.get_parameter(name).device
@@ -91,6 +91,13 @@ def install(model: nn.Module, packed: Mapping[str, Packed]) -> None:
             for i, tensor in enumerate(data):
                 originals._parameters.pop(f"original{i}", None)
                 originals._buffers[f"original{i}"] = tensor
+
+    for name, more in (biases or {}).items():
+        path, _, attribute = name.rpartition(".")
+        module = model.get_submodule(path)
+        own = module._parameters[attribute].detach()
+        moved = (own.float() + more.to(own.device)).to(own.dtype)
+        module._parameters[attribute] = nn.Parameter(moved, requires_grad=False)
 
 
 def _holders(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:

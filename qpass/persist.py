@@ -59,7 +59,7 @@ def load(
     chosen = backend_named(backend, checks.device_of(model))
     target = model if inplace else copy_for_packing(model, plan.packed)
     with all_or_nothing(target):
-        install(target, plan.packed)
+        install(target, plan.packed, plan.biases)
         attach(target, plan, chosen, check_mode(mode))
     own = dict(_other_state(target))
     for name, value in state.items():

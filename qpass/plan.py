@@ -37,10 +37,10 @@ class Source:
 class SiteInfo:
     """What a capture tells of a site, or of an `output` or `operand` of convolutions (passes/conv_values.py).
 
-    weight: parameter path; transposed: it is [K, N]; head: the graph shows that it makes the logits; from_epilogue: its input
-    is the activation of another linear, so a product in front of it would cost a pass over memory; walk: of a convolution;
-    norm: float64 [N], what a batch norm behind it multiplies by; source: of its input, or of an output itself, where channels
-    can be scaled.
+    weight: parameter path; transposed: it is [K, N]; bias: path of the parameter added to its product, or ""; head: the graph
+    shows that it makes the logits; from_epilogue: its input is the activation of another linear, so a product in front of
+    it would cost a pass over memory; walk: of a convolution; norm: float64 [N], what a batch norm behind it multiplies by;
+    source: of its input, or of an output itself, where channels can be scaled.
     """
 
     name: str
@@ -52,6 +52,7 @@ class SiteInfo:
     norm: Tensor | None = None
     source: Source | None = None
     head: bool = False
+    bias: str = ""
 
 
 INPUT_FIELDS = ("input_type", "input_scale", "input_zero", "input_mul", "input_shift", "input_extra", "bias")
@@ -66,8 +67,9 @@ class Decision:
     adds. group: name of the first site that reads the same input; sites of a group share one quantize. lo, hi: the
     input's range in calibration. input_scale, input_zero: of a static input. input_mul: [C], the factor of an output's
     channels that its scale counts on. input_shift: [K], subtracted from the input before its factor (packed.in_mul).
-    input_extra: [K], copies of its channels (see solvers/split). bias: [N], added to the module's own where the input is
-    quantized. made_from: fingerprint of the float weight that the integers stand for.
+    input_extra: [K], copies of its channels (see solvers/split). bias: [N], added to the module's own: in the graph where the
+    input is quantized, else in the model, to the parameter bias_name. made_from: fingerprint of the float weight that the
+    integers stand for.
     """
 
     site: str
@@ -91,6 +93,7 @@ class Decision:
     packed: Packed | None = None
     note: str = ""
     made_from: str = ""
+    bias_name: str = ""
 
     @property
     def quantized(self) -> bool:
@@ -151,6 +154,12 @@ class Plan:
     def quantized(self) -> tuple[Decision, ...]:
         """The decisions that quantize."""
         return tuple(d for d in self if d.quantized)
+
+    @property
+    def biases(self) -> dict[str, Tensor]:
+        """Path of each bias that is corrected in the model itself -> what is added to it."""
+        held = {d.bias_name: d.bias for d in self if d.quantized and d.input_type is None and d.bias_name}
+        return {name: bias for name, bias in held.items() if bias is not None}
 
     @property
     def packed(self) -> dict[str, Packed]:

@@ -28,7 +28,7 @@ def quantized_linear(d: Decision, x: Tensor, bias: Tensor | None) -> Tensor:
     if d.input_type is not None:
         real = _through_input_type(d, real)
     y = torch.nn.functional.linear(real, weight, None if bias is None else bias.float())
-    return y if d.bias is None or d.input_type is None else y + d.bias
+    return y if d.bias is None else y + d.bias
 
 
 def quantized_convolution(d: Decision, x: Tensor, bias: Tensor | None, walk: tuple[Any, ...]) -> Tensor:

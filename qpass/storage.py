@@ -28,7 +28,20 @@ from qpass.schemes import Scheme
 
 VERSION = 2  # 1 held one code a byte
 ATTEMPTS = 20  # to read a file that another process replaces meanwhile: header and tensors are opened one by one
-PLAIN = ("site", "operation", "weight", "transposed", "rows", "why", "group", "lo", "hi", "note", "made_from")
+PLAIN = (
+    "site",
+    "operation",
+    "weight",
+    "transposed",
+    "rows",
+    "why",
+    "group",
+    "lo",
+    "hi",
+    "note",
+    "made_from",
+    "bias_name",
+)
 PACKED = {"data": "stored", "scale": "scale", "in_mul": "in_mul", "zero": "stored_zero"}  # in a file, in Packed
 TENSORS = ("input_scale", "input_zero", "input_mul", "input_shift", "input_extra", "bias")
 
@@ -161,7 +174,7 @@ def plan_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pl
             qtype = QType.parse(entry["packed_type"])
             packed = _packed({key: held[key] for key in PACKED}, qtype, entry.get("halves"))
         plan.decisions[entry["site"]] = Decision(
-            **{key: entry[key] for key in PLAIN},
+            **{key: entry[key] for key in PLAIN if key in entry},
             shape=tuple(entry["shape"]),
             weight_type=QType.parse(entry["weight_type"]) if "weight_type" in entry else None,
             input_type=QType.parse(entry["input_type"]) if "input_type" in entry else None,

@@ -41,7 +41,7 @@ def test_the_factor_of_awq_goes_into_the_norm(norm, scheme):
     assert sum("in_mul" in line for line in muls) <= int(plan["down:linear.0"].packed.in_mul is not None)
     assert len(muls) <= products + int(plan["down:linear.0"].packed.in_mul is not None)
     eager = copy.deepcopy(model)
-    install(eager, plan.packed)
+    install(eager, plan.packed, plan.biases)
     for x in batches:
         torch.testing.assert_close(q(x), eager(x), rtol=1e-4, atol=1e-4)
 

@@ -67,6 +67,8 @@ def as_planned(model, plan):
         packed = d.packed
         real = affine.dequantize(packed.data, packed.scale, packed.zero, packed.type)
         twin.get_parameter(d.weight).data.copy_(real)
+    for name, more in plan.biases.items():
+        twin.get_parameter(name).data.add_(more)
     return twin
 
 
@@ -81,7 +83,9 @@ def test_the_second_linear_is_rounded_on_what_the_first_rounded_one_makes():
     observed = Observed(Range.empty(channels=128), moment=torch.zeros(128, 128, dtype=torch.float64))
     observed.add(read["rounded"])
     observed.add_drift(read["rounded"], read["float"])
-    wanted = solve([model.downs[0].weight.detach()], Scheme.parse("w3a16-g32"), observed, True, False).packed[0]
+    wanted = solve(
+        [model.downs[0].weight.detach()], Scheme.parse("w3a16-g32"), observed, True, False, biased=True
+    ).packed[0]
     found = plan["downs.0:linear.0"].packed
     same = (found.data == wanted.data).float().mean()
     assert same > 0.97, same

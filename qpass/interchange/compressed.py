@@ -123,7 +123,12 @@ def _tensors(model: nn.Module, modules: dict[str, Decision]) -> Iterator[tuple[s
         if ".parametrizations." in f".{name}" or id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        if attribute == "bias" and decision is not None and decision.bias is not None:
+        if (
+            attribute == "bias"
+            and decision is not None
+            and decision.bias is not None
+            and decision.input_type is not None
+        ):
             tensor = (tensor.float() + decision.bias.to(tensor.device)).to(tensor.dtype)
         yield name, tensor
     for path, decision in modules.items():

@@ -129,7 +129,9 @@ def _describe(name: str, node: fx.Node) -> SiteInfo:
     epilogue = x.target in EPILOGUES and x.args[0].target is aten.linear.default and len(x.users) == 1
     if source is None:
         return SiteInfo(name, operation, None, from_epilogue=epilogue)
-    return SiteInfo(name, operation, source.fqn, source.transposed, epilogue)
+    bias = node.args[2] if len(node.args) > 2 else None
+    own = bias.meta.get("fqn", "") if isinstance(bias, fx.Node) and bias.op != "call_function" else ""
+    return SiteInfo(name, operation, source.fqn, source.transposed, epilogue, bias=own)
 
 
 def annotate(gm: fx.GraphModule, context) -> int:

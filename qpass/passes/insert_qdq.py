@@ -39,7 +39,8 @@ def insert_qdq(gm: fx.GraphModule, context) -> int:
     products: Products = {}
     sites = [node for node in gm.graph.nodes if _is_site(node)]
     for node in sites:
-        _pack(gm, node, node.meta["decision"], products)
+        if _pack(gm, node, node.meta["decision"], products) and node.meta["decision"].input_type is None:
+            _correct_bias(gm, node, node.meta["decision"])
     tables = [node for node in gm.graph.nodes if _is_table(node)]
     for node in tables:
         _pack(gm, node, node.meta["decision"], products, 0)
@@ -95,12 +96,12 @@ def _cast(gm: fx.GraphModule, x: fx.Node, dtype: torch.dtype, before: fx.Node) -
     return add_call(gm, aten.to.dtype, (x, dtype), before)
 
 
-def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision, products: Products, place: int = 1) -> None:
-    """Packs the weight that is argument `place` of a node, where it is still float."""
+def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision, products: Products, place: int = 1) -> bool:
+    """Packs the weight that is argument `place` of a node, where it is still float; returns whether it was."""
     source = weight_source(node.args[place])
     packed = decision.packed
     if source is None or source.packed is not None or packed is None:
-        return
+        return False
     turned = packed.type.axis == 1 and packed.stored.dim() == 2
     data = packed.data.t().contiguous() if turned else packed.data
     qtype = str(dataclasses.replace(packed.type, axis=0) if turned else packed.type)
@@ -117,6 +118,7 @@ def _pack(gm: fx.GraphModule, node: fx.Node, decision: Decision, products: Produ
         x = node.args[0]
         factor = add_constant(gm, f"{decision.weight}_in_mul", packed.in_mul.to(x.meta["val"].dtype), node)
         node.update_arg(0, add_call(gm, aten.mul.Tensor, (x, factor), node))
+    return True
 
 
 def _scale_rows(gm: fx.GraphModule, node: fx.Node, decision: Decision, in_mul: Tensor) -> None:

@@ -11,9 +11,9 @@ Where linears are rounded in order of execution (sequential.py), the input is al
 to give of it what it gives of the float model's. With D = E[(x_float - x) x^T] that adds W D (C + s^2/12 I)^-1 to W* (with
 D alone it is GPTAQ's asymmetric calibration, 2504.02692), and W mean(x_float - x) to the bias.
 
-Where the input stays float, only 4: on its second moments E[x x^T], since the bias stays what it was, and behind awq's factor
-where that is the solver. Float types are rounded to nearest: their steps grow with the values, so that rounding is no noise
-of one variance.
+Where the input stays float, 4 and 5 alone, behind awq's factor where that is the solver; where no bias is there to take up
+the mean, 4 is on the second moments E[x x^T]. Float types are rounded to nearest: their steps grow with the values, so that
+rounding is no noise of one variance.
 """
 
 from __future__ import annotations
@@ -65,10 +65,13 @@ class Solution:
         return all(bool(torch.isfinite(t).all()) for t in held if t is not None)
 
 
-def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free: bool, splits: bool) -> Solution:
+def solve(
+    weights: list[Tensor], scheme: Scheme, observed: Observed | None, free: bool, splits: bool, biased: bool = False
+) -> Solution:
     """weights: float [N_i, K], all reading the input `observed` describes. free: a product in front of it costs nothing.
 
-    splits: the input is the activation of another linear, so its channels may be split.
+    splits: the input is the activation of another linear, so its channels may be split. biased: beside an input that stays
+    float, each has a bias that may take up what rounding adds to the mean.
     """
     if observed is None or observed.moment is None or not observed.rows or scheme.weight.is_float:
         return _plain(weights, scheme, observed)
@@ -76,7 +79,7 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
     counts = [w.shape[0] for w in weights]
     note = "" if free else UNABLE.get(scheme.solver, "")
     if scheme.activation is None:
-        return Solution(_float_input(stacked, counts, scheme, observed, free), (None,) * len(counts), note=note)
+        return _float_input(stacked, counts, scheme, observed, free, biased and scheme.bias == "mean", note)
     scheme = with_strength(scheme)
     kept = observed.covariance if scheme.bias == "mean" else observed.square  # the mean is part of the error, or is not
     c, v = torch.zeros(stacked.shape[1]), torch.ones(stacked.shape[1])
@@ -105,16 +108,23 @@ def solve(weights: list[Tensor], scheme: Scheme, observed: Observed | None, free
 
 
 def _float_input(
-    weight: Tensor, counts: list[int], scheme: Scheme, observed: Observed, free: bool
-) -> tuple[Packed, ...]:
-    """Step 4 alone, behind awq's factor where that is the solver and a product is free."""
+    weight: Tensor, counts: list[int], scheme: Scheme, observed: Observed, free: bool, centred: bool, note: str
+) -> Solution:
+    """Steps 4 and 5, behind awq's factor where that is the solver and a product is free; 5 where there is a bias."""
+    moments, target, v = observed.covariance if centred else observed.square, weight, torch.ones(weight.shape[1])
     if observed.drift is not None:
-        weight = corrected(weight, observed)
-    if scheme.solver != "awq" or not free:
-        return _split(*rounded(weight, observed.square, 0.0, scheme.weight, scheme.solver), counts, None)
-    v = choose_awq(weight, observed.square, observed.range.channels.abs_mean, scheme.weight)
-    moments = observed.square * torch.outer(v, v).double()
-    return _split(*rounded(weight / v, moments, 0.0, scheme.weight, "awq"), counts, None if bool((v == 1).all()) else v)
+        target = corrected(weight, observed, moments, centred)
+    if scheme.solver == "awq" and free:
+        v = choose_awq(target, moments, observed.range.channels.abs_mean, scheme.weight)
+    factor = None if bool((v == 1).all()) else v
+    codes, params = rounded(target / v, moments * torch.outer(v, v).double(), 0.0, scheme.weight, scheme.solver)
+    packed = _split(codes, params, counts, factor)
+    if not centred:
+        return Solution(packed, (None,) * len(counts), note=note)
+    real = affine.dequantize(codes, params.scale, params.zero, scheme.weight, torch.float64)
+    moved = 0.0 if observed.drift is None else observed.drift.total / max(observed.rows, 1)
+    added = weight.double() @ (observed.mean + moved) - real @ (observed.mean * v.double())
+    return Solution(packed, added.float().split(counts), note=note)
 
 
 def _factor(observed: Observed, weight: Tensor, scheme: Scheme, c: Tensor, moments: Tensor) -> Tensor:
@@ -139,11 +149,17 @@ def _drift(observed: Observed, scheme: Scheme, v: Tensor) -> tuple[Tensor | None
     return moment * torch.outer(v, v).double(), total if scheme.bias == "mean" else torch.zeros_like(total)
 
 
-def corrected(weight: Tensor, observed: Observed) -> Tensor:
-    """W + W D (C + damping)^-1: the weights [N, K] that make of the values they read what W makes of the float model's."""
+def corrected(weight: Tensor, observed: Observed, moments: Tensor, centred: bool) -> Tensor:
+    """W + W D (C + damping)^-1: the weights [N, K] that make of the values they read what W makes of the float model's.
+
+    moments: C; centred: of both, C and D, the means are left to the bias.
+    """
     assert observed.drift is not None
-    drift = weight.double() @ observed.drift.moment / max(observed.rows, 1)
-    return (weight.double() + torch.cholesky_solve(drift.mT, factored(observed.square)).mT).float()
+    rows = max(observed.rows, 1)
+    drift = observed.drift.moment / rows
+    if centred:
+        drift = drift - torch.outer(observed.drift.total / rows, observed.mean)
+    return (weight.double() + torch.cholesky_solve((weight.double() @ drift).mT, factored(moments)).mT).float()
 
 
 def _split(codes: Tensor, params: QParams, counts: list[int], factor: Tensor | None) -> tuple[Packed, ...]:
