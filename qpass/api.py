@@ -14,7 +14,8 @@ from qpass.backends import Backend, backend_named
 from qpass.backends.cuda_graphs import check_mode
 from qpass.calibrate import Batch, Session, buffers_kept, call_arguments, gather, observe
 from qpass.decide import decide
-from qpass.install import copy_for_packing, install, uninstall
+from qpass.in_place import told_if_in_part
+from qpass.install import copy_for_packing, install, packed_weights, uninstall
 from qpass.interrupts import heard
 from qpass.memory import give_back
 from qpass.module_sites import module_sites
@@ -51,7 +52,8 @@ def compile(
     where calibration is given, else dynamic, and float where integers are slower. example_inputs and each item of
     calibration: a tensor, a tuple (positional) or a mapping (keywords). recipe: module-path globs to a scheme or None
     (float); the first match wins. plan: from `analyze` or `Plan.load`, instead of scheme, calibration and recipe.
-    inplace: pack the weights of this very model instead of a copy. guard: leave sites in float that are faster so
+    inplace: pack the weights of this very model instead of a copy, without data one by one, in the float model's own memory.
+    guard: leave sites in float that are faster so
     (default: only where scheme is omitted). mode: `reduce-overhead` replays CUDA graphs; a result is then valid until the
     next call. checkpoint: a directory, see `analyze`.
 
@@ -65,6 +67,10 @@ def compile(
     judged = free and guard is not False and example_inputs is not None
     if plan is not None:
         _check_plan(model, plan, example_inputs, scheme, calibration, recipe, checkpoint)
+    elif inplace and scheme is not None and not guard and example_inputs is None and calibration is None:
+        with told_if_in_part(model):
+            plan = _analyze(model, scheme, recipe=recipe, in_place=True)
+            profit.guard(plan, chosen, decide=False)
     else:
         plan = analyze(model, scheme, example_inputs, calibration, recipe, checkpoint)
         profit.guard(plan, chosen, decide=free if guard is None else guard)
@@ -91,7 +97,8 @@ def _check_plan(model: nn.Module, plan: Plan, example_inputs: Batch | None, *oth
 
 def _equip(target: nn.Module, plan: Plan, backend: Backend, mode: str) -> None:
     """Packs the weights of a model in place and makes it run compiled."""
-    install(target, plan.packed, plan.biases)
+    there = packed_weights(target)
+    install(target, {name: packed for name, packed in plan.packed.items() if name not in there}, plan.biases)
     attach(target, plan, backend, mode)
 
 
@@ -137,7 +144,6 @@ def eager_call(model: nn.Module, *args: object, **kwargs: object) -> object:
         return model(*args, **kwargs)
 
 
-@heard()
 def analyze(
     model: nn.Module,
     scheme: str | Scheme | None = None,
@@ -152,6 +158,19 @@ def analyze(
     in order of execution; the same call goes on from the last of them if it was interrupted. One pass over the batches
     writes nothing there, and the plan says so. With torch.distributed, all processes call it, each with batches of its own.
     """
+    return _analyze(model, scheme, example_inputs, calibration, recipe, checkpoint)
+
+
+@heard()
+def _analyze(
+    model: nn.Module,
+    scheme: str | Scheme | None = None,
+    example_inputs: Batch | None = None,
+    calibration: Iterable[Batch] | None = None,
+    recipe: RecipeLike = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    in_place: bool = False,
+) -> Plan:
     checks.check_model(model)
     default = STATIC if calibration is not None else DYNAMIC
     parsed = Scheme.parse(default if scheme is None else scheme)
@@ -162,7 +181,7 @@ def analyze(
     if example_inputs is None and calibration is None:
         found = module_sites(model)
         checks.check_sites(model, found, ran=False)
-        return decide(model, found, rules, Observations())
+        return decide(model, found, rules, Observations(), in_place=in_place)
     kept = None if calibration is None else begin(model, rules, checkpoint)
     session = Session(model)
     session.observations.moments = calibration is not None

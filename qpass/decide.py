@@ -13,6 +13,7 @@ from qpass.decide_conv import decide_images, operand_decision
 from qpass.decide_linear import suited
 from qpass.decide_site import describe, why_float, why_weight
 from qpass.decide_tables import decide_tables, heads, one_name, schemes_of
+from qpass.in_place import pack_now
 from qpass.interrupts import stop_if_asked
 from qpass.observations import Observations, Observed
 from qpass.packing import Packed, pack
@@ -33,7 +34,7 @@ class Asked:
     first: weight -> the first site that is to be quantized and reads it.
     """
 
-    weights: Mapping[str, Tensor]
+    weights: dict[str, Tensor]
     sites: Mapping[str, SiteInfo]
     schemes: Mapping[str, Scheme | None]
     why: Mapping[str, str]
@@ -56,7 +57,8 @@ def own_biases(sites: Mapping[str, SiteInfo], named: Mapping[str, Tensor]) -> di
 
 def asked(model: nn.Module | Mapping[str, Tensor], sites: Mapping[str, SiteInfo], recipe: Recipe) -> Asked:
     """What the recipe asks of a model, or of the weights of a graph."""
-    weights = dict(model.named_parameters(remove_duplicate=False)) if isinstance(model, nn.Module) else model
+    named = model.named_parameters(remove_duplicate=False) if isinstance(model, nn.Module) else model.items()
+    weights: dict[str, Tensor] = dict(named)
     sites = own_biases(one_name(sites, weights), weights)
     schemes, why = schemes_of(sites, recipe, heads(model, sites, weights))
     return Asked(weights, sites, schemes, why, _first_readers(sites, schemes))
@@ -69,10 +71,12 @@ def decide(
     observations: Observations,
     decided: Mapping[str, Decision] | None = None,
     each: Callable[..., Iterable[dict[str, Decision]]] = map,
+    in_place: bool = False,
 ) -> Plan:
     """The plan for the sites of a model, in the order given. decided: what is known of some sites already.
 
-    each: does the work of groups in `map`'s stead, such as several processes, which then all must come here.
+    each: does the work of groups in `map`'s stead, such as several processes, which then all must come here. in_place: the
+    model's weights are packed as soon as they are decided on.
     """
     recipe.check([n for n, i in sites.items() if i.operation in ("linear", LOOKUP) or i.walk] or list(sites))
     ask = asked(model, sites, recipe)
@@ -82,6 +86,8 @@ def decide(
     missing = [g for g in groups(sites, observations) if any(info.name not in solved for info in g)]
     for decisions in each(lambda members: decide_group(ask, members, observations), missing):
         solved |= decisions
+        if in_place and isinstance(model, nn.Module):
+            pack_now(model, weights, decisions.values(), sites.values())
     solved |= decide_tables(
         weights, sites, schemes, ask.why, solved, lambda d, s: quantize_group(weights, d, s, None, [False])
     )

@@ -118,6 +118,8 @@ def _holders(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
 def uninstall(model: nn.Module, floats: Mapping[str, nn.Parameter]) -> None:
     """Puts float parameters, by path, back in the place of packed ones, tied as they were."""
     for name in packed_weights(model):
+        if name not in floats:  # it was packed before
+            continue
         path, _, attribute = name.rpartition(".")
         module = model.get_submodule(path)
         parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)

@@ -27,6 +27,7 @@ LAYERS = (
         "decide_linear",
         "decide_site",
         "decide_tables",
+        "in_place",
         "module_sites",
         "profit",
         "resume",

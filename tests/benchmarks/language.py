@@ -5,7 +5,7 @@ python tests/benchmarks/language.py [--only GLOB ...] [--seed N] [--sequences N]
 The model (byte_gpt.py) is trained on the first run, in some minutes, and calibrated on 128 sequences of 256 bytes of what it
 was trained on. It runs on the reference backend, so that figures are of the weights and of no kernel; its head stays float.
 Beside each mean stands its standard error over the sequences, paired with float's. --peers scores other quantizers too, those
-that are installed (language_peers.py). --write keeps the table.
+that are installed (language_peers.py). --write keeps the table, as it grows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CALIBRATED, BATCH = 128, 16
 POINTS = ("w4a16", "w4a16-g32", "w3a16", "w3a16-g32", "w2a16-g32")
 FREE = ("free", "hqq")  # solvers that get no calibration
-SOLVERS = (*FREE, "rtn", "gptq", "descent", "awq", "adaround")
+SOLVERS = (*FREE, "gptq", "descent", "awq", "adaround")
 OTHERS = {
     "w4a16-c": ("free", "gptq", "descent"),
     "w8a16": ("free", "gptq"),
@@ -122,26 +122,32 @@ def main() -> None:
     base = float(F.cross_entropy(wanted.flatten(0, 1), tokens[:, 1:].flatten())) / BITS
     print(f"float: {base:.4f} bits a byte on {options.sequences} sequences", flush=True)
     rows = [("variant", "bits a byte above float", "standard error", "KL, bits", "same top byte", "seconds")]
+    head = f"{where()}; seed {options.seed}, reference backend; float {base:.4f} bits a byte"
     try:
         for name, make in made(options.only, options.peers):
             start = time.perf_counter()
             try:
                 found = score(logits(make(model, calibration), tokens), wanted, tokens)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # a peer may end the process
                 if name in variants(None):
                     raise
-                rows.append((name, f"{type(error).__name__}: {str(error).splitlines()[0]}"[:100], "", "", "", ""))
+                rows.append(
+                    (name, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:100], "", "", "", "")
+                )
             else:
                 rows.append(row(name, found, time.perf_counter() - start))
             print("  ".join(f"{cell:>12}" for cell in rows[-1]), flush=True)
+            if options.write:
+                write(report(head, rows), ROOT / "tests/benchmarks/results")
     except KeyboardInterrupt:
-        print("\ninterrupted; the trained model is kept, nothing else is", file=sys.stderr)
+        print("\ninterrupted; the trained model is kept", file=sys.stderr)
         raise SystemExit(130) from None
-    head = f"{where()}; seed {options.seed}, reference backend; float {base:.4f} bits a byte"
-    text = "\n\n".join([f"# Language model, {datetime.date.today().isoformat()}", head, markdown(rows)]) + "\n"
-    print(f"\n{text}")
-    if options.write:
-        print(f"wrote {write(text, ROOT / 'tests/benchmarks/results').relative_to(ROOT)}")
+    print(f"\n{report(head, rows)}")
+
+
+def report(head: str, rows: list[tuple[str, ...]]) -> str:
+    """The results so far."""
+    return "\n\n".join([f"# Language model, {datetime.date.today().isoformat()}", head, markdown(rows)]) + "\n"
 
 
 if __name__ == "__main__":

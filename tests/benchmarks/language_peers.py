@@ -94,11 +94,11 @@ def auto_round(model: ByteGpt, point: str, bits: int, group: int, calibration: l
     """Block by block, signed gradients, 200 steps each, its default."""
     from auto_round import AutoRound
 
-    batches = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in calibration]
-    count = sum(len(part) for part in calibration)
+    rows = torch.cat(calibration)
+    batches = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in rows.split(8)]
     found = AutoRound(
         twin(model), tokenizer=tokenizer(), bits=bits, group_size=group, sym=False, dataset=batches, iters=200,
-        nsamples=count, seqlen=LENGTH, batch_size=8, device_map="cpu",
+        nsamples=len(rows), seqlen=LENGTH, batch_size=8, device_map="cpu",
     ).quantize()  # fmt: skip
     return put_back(found[0], model)
 
