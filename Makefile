@@ -30,6 +30,8 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.native_kernels
 	$(BIN)/python tests/benchmarks/memory.py
+	$(BIN)/python tests/benchmarks/peak.py
+	$(BIN)/python tests/benchmarks/decode.py $(ARGS)
 	$(BIN)/python tests/benchmarks/compile_time.py --minilm
 	$(BIN)/python tests/benchmarks/minilm.py $(ARGS)
 	$(BIN)/python -m tests.benchmarks.native_conv

@@ -20,6 +20,7 @@ from qpass.capture import capture, front_end, held, tensor_names
 from qpass.errors import QpassError
 from qpass.interrupts import stop_if_asked
 from qpass.observations import Observations
+from qpass.padding import mask_of
 from qpass.passes.annotate import describe_sites
 from qpass.passes.collect_ranges import CollectRanges
 from qpass.passes.simplify import simplify
@@ -94,6 +95,7 @@ class Session:
     sites: dict[str, SiteInfo] = field(default_factory=dict)
     graphs: list[tuple[fx.GraphModule, dict[str, fx.Node], tuple[Tensor, ...]]] = field(default_factory=list)
     batch: int = 0
+    mask: Tensor | None = None  # of the batch that runs, see padding.py
     watching: bool = True
     catching: bool = False  # whether a call is stopped at the start of its graph
     entered: list[int] = field(default_factory=list)  # the graphs that calls came to
@@ -126,12 +128,13 @@ class Session:
 
     def interpreter(self, graph: fx.GraphModule, nodes: dict[str, fx.Node]) -> fx.Interpreter:
         """What runs a captured graph and looks at its sites on the way."""
-        return CollectRanges(graph, nodes, self.observations, self.batch, self.watching)
+        return CollectRanges(graph, nodes, self.observations, self.batch, self.watching, self.mask)
 
     def run(self, batch: Batch, what: str) -> Any:
         """Calls the model on one batch; an error on the way is explained, with the model's own as its cause."""
         args, kwargs = call_arguments(batch, what)
         stop_if_asked()
+        self.mask = mask_of(self.model, args, kwargs)
         try:
             return self.call(*args, **kwargs)
         except (QpassError, Caught):

@@ -20,6 +20,7 @@ from qpass import checks
 from qpass.calibrate import Batch, Caught, Session, shown
 from qpass.decide import Asked, asked, decide_group, groups
 from qpass.observations import Observed
+from qpass.padding import unpadded
 from qpass.passes.collect_ranges import CollectRanges
 from qpass.plan import Decision, SiteInfo
 from qpass.processes import collected, everywhere, first_alone, spread
@@ -135,7 +136,7 @@ def _pair(session: Session, found: Caught, number: int, decided: Mapping[str, De
     graph, nodes, lifted = session.graphs[found.index]
     names = {node: name for name, node in nodes.items()}
     args = (*found.given, *lifted)
-    observer = CollectRanges(graph, nodes, session.observations, number)
+    observer = CollectRanges(graph, nodes, session.observations, number, mask=session.mask)
     observer.done = set()
     stops = [node for node in names if node in observer.reads]
     return Pair(Walk(graph, args, names, decided), Walk(graph, args, names, {}), observer, nodes, narrow(graph, stops))
@@ -190,7 +191,8 @@ def _look(session: Session, pair: Pair, members: Group) -> None:
         pair.observer.observe(pair.observer.reads[node][0], x)
     observed = session.observations.together([members[0].name])
     if observed is not None and observed.moment is not None:
-        observed.add_drift(x, wanted)
+        mask = pair.observer.mask
+        observed.add_drift(unpadded(x, mask), unpadded(wanted, mask))
 
 
 def _forget(session: Session, members: Group) -> None:

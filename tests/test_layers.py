@@ -16,46 +16,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # From the top down; a package stands for all its modules, "" for qpass/__init__.py.
+# fmt: off
 LAYERS = (
     ("", "__main__", "api", "backend_entry", "cli", "demo", "interchange", "legacy", "persist", "texts"),
     ("inspect",),
-    (
-        "calibrate",
-        "checks",
-        "decide",
-        "decide_conv",
-        "decide_linear",
-        "decide_site",
-        "decide_tables",
-        "in_place",
-        "module_sites",
-        "profit",
-        "resume",
-        "runtime",
-        "sequential",
-        "simulate",
-        "timing",
-        "walk",
-        "watch",
-    ),
+    ("calibrate", "checks", "decide", "decide_conv", "decide_linear", "decide_site", "decide_tables", "in_place",
+     "module_sites", "profit", "resume", "runtime", "sequential", "simulate", "timing", "walk", "watch"),
     ("passes", "backends", "solvers"),
     ("pipeline", "verify"),
-    (
-        "canonical",
-        "capture",
-        "convolutions",
-        "graph_text",
-        "graphs",
-        "guards",
-        "install",
-        "products",
-        "rewrite",
-        "sites",
-    ),
-    ("conv_ops", "observations", "ops", "packing", "patches", "plan", "schemes", "shards", "shared", "storage"),
+    ("canonical", "capture", "convolutions", "graph_text", "graphs", "guards", "install", "products", "rewrite",
+     "sites"),
+    ("conv_ops", "observations", "ops", "packing", "padding", "patches", "plan", "schemes", "shards", "shared",
+     "storage"),
     ("affine", "arity", "geometry", "histogram", "qtype", "range_choice", "ranges", "scheme_words", "sizes"),
     ("errors", "files", "interrupts", "memory", "processes"),
 )
+# fmt: on
 
 # Imports inside a function that the layers do not count: importer, imported, why.
 LAZY = (

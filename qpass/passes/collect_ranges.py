@@ -3,8 +3,9 @@
     for each site:  range of its input (limits, histogram, per channel), second moment E[x x^T] where a solver asks
 
 Sites that read the same value form a group and share one entry; views do not change what is read, so
-`linear(view(x))` and `linear(x)` are of one group (a networkx component over "must agree" edges). Convolutions have their
-channels on axis 1, share scales through concatenates and pools too, and each has an entry for its patches (patches.py).
+`linear(view(x))` and `linear(x)` are of one group (a networkx component over "must agree" edges). Rows that the batch's
+attention_mask calls padding are not looked at (padding.py). Convolutions have their channels on axis 1, share scales through
+concatenates and pools too, and each has an entry for its patches (patches.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from qpass.convolutions import geometry, is_convolution
 from qpass.errors import QpassError
 from qpass.geometry import Geometry
 from qpass.observations import Observations, Observed, halves
+from qpass.padding import unpadded
 from qpass.passes.conv_values import OUTPUT
 from qpass.passes.scalable import sources
 from qpass.patches import patches
@@ -101,11 +103,17 @@ class CollectRanges(fx.Interpreter):
     """Runs a graph on real inputs and adds what flows into each site to the observations."""
 
     def __init__(
-        self, gm: fx.GraphModule, sites: dict[str, fx.Node], into: Observations, batch: int, watching: bool = True
+        self,
+        gm: fx.GraphModule,
+        sites: dict[str, fx.Node],
+        into: Observations,
+        batch: int,
+        watching: bool = True,
+        mask: Tensor | None = None,
     ) -> None:
         super().__init__(gm)
         self.extra_traceback = False  # errors name the site; fx would append its own lines to them
-        self.into, self.batch, self.watching = into, batch, watching
+        self.into, self.batch, self.watching, self.mask = into, batch, watching, mask
         self.reads = {node: (name, node.args[0]) for name, node in sites.items() if ":linear." in name}
         self.outputs = {node: name for name, node in sites.items() if name.endswith(OUTPUT)}
         own = {name: node for name, node in sites.items() if is_convolution(node) and not name.endswith(OUTPUT)}
@@ -169,7 +177,7 @@ class CollectRanges(fx.Interpreter):
         self.into.rows.setdefault(name, x.numel() // max(x.shape[-1], 1))
         if self._seen(group, x):
             return
-        x = x.cpu()
+        x = unpadded(x, self.mask).cpu()
         if group not in self.into.observed:
             width = x.shape[-1]
             moment = torch.zeros(width, width, dtype=torch.float64) if self.into.moments else None
