@@ -68,9 +68,8 @@ def compile(
     if plan is not None:
         _check_plan(model, plan, example_inputs, scheme, calibration, recipe, checkpoint)
     elif inplace and scheme is not None and not guard and example_inputs is None and calibration is None:
-        with told_if_in_part(model):
-            plan = _analyze(model, scheme, recipe=recipe, in_place=True)
-            profit.guard(plan, chosen, decide=False)
+        with told_if_in_part(model), heard():
+            plan = _of_modules(model, _rules(scheme, calibration, recipe, checkpoint)[0], in_place=True)
     else:
         plan = analyze(model, scheme, example_inputs, calibration, recipe, checkpoint)
         profit.guard(plan, chosen, decide=free if guard is None else guard)
@@ -144,6 +143,7 @@ def eager_call(model: nn.Module, *args: object, **kwargs: object) -> object:
         return model(*args, **kwargs)
 
 
+@heard()
 def analyze(
     model: nn.Module,
     scheme: str | Scheme | None = None,
@@ -158,30 +158,10 @@ def analyze(
     in order of execution; the same call goes on from the last of them if it was interrupted. One pass over the batches
     writes nothing there, and the plan says so. With torch.distributed, all processes call it, each with batches of its own.
     """
-    return _analyze(model, scheme, example_inputs, calibration, recipe, checkpoint)
-
-
-@heard()
-def _analyze(
-    model: nn.Module,
-    scheme: str | Scheme | None = None,
-    example_inputs: Batch | None = None,
-    calibration: Iterable[Batch] | None = None,
-    recipe: RecipeLike = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    in_place: bool = False,
-) -> Plan:
     checks.check_model(model)
-    default = STATIC if calibration is not None else DYNAMIC
-    parsed = Scheme.parse(default if scheme is None else scheme)
-    rules = Recipe.parse(recipe, parsed)
-    schemes = [parsed, *(s for _, s in rules.rules if s is not None)]
-    checks.check_calibration(schemes, calibration)
-    checks.check_checkpoint(checkpoint, calibration)
+    rules, schemes = _rules(scheme, calibration, recipe, checkpoint)
     if example_inputs is None and calibration is None:
-        found = module_sites(model)
-        checks.check_sites(model, found, ran=False)
-        return decide(model, found, rules, Observations(), in_place=in_place)
+        return _of_modules(model, rules)
     kept = None if calibration is None else begin(model, rules, checkpoint)
     session = Session(model)
     session.observations.moments = calibration is not None
@@ -210,3 +190,26 @@ def _analyze(
     plan.notes += [ONE_PASS.format(decided)] if decided else []
     plan.notes += [NOTHING_TO_RESUME.format(kept.directory)] if kept else []
     return plan
+
+
+def _rules(
+    scheme: str | Scheme | None,
+    calibration: Iterable[Batch] | None,
+    recipe: RecipeLike,
+    checkpoint: str | os.PathLike[str] | None,
+) -> tuple[Recipe, list[Scheme]]:
+    """What is asked for, and the schemes in it, for which the calibration must do."""
+    default = STATIC if calibration is not None else DYNAMIC
+    parsed = Scheme.parse(default if scheme is None else scheme)
+    rules = Recipe.parse(recipe, parsed)
+    schemes = [parsed, *(s for _, s in rules.rules if s is not None)]
+    checks.check_calibration(schemes, calibration)
+    checks.check_checkpoint(checkpoint, calibration)
+    return rules, schemes
+
+
+def _of_modules(model: nn.Module, rules: Recipe, in_place: bool = False) -> Plan:
+    """The plan of a model that is not run. in_place: its weights are packed on the way."""
+    found = module_sites(model)
+    checks.check_sites(model, found, ran=False)
+    return decide(model, found, rules, Observations(), in_place=in_place)

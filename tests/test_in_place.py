@@ -102,6 +102,13 @@ def test_before_the_first_group_nothing_has_changed(monkeypatch):
     assert not getattr(found.value, "__notes__", None)
 
 
+def test_a_checkpoint_without_data_is_refused_in_place_too(tmp_path):
+    for inplace in (False, True):
+        model = deep()
+        with untouched(model), pytest.raises(qpass.QpassError, match="checkpoint"):
+            qpass.compile(model, "w4a16-g32", inplace=inplace, checkpoint=tmp_path / "kept")
+
+
 def test_with_inputs_it_is_all_or_nothing(monkeypatch):
     """With data, or a guard that may change its mind, the model is packed at the end."""
     model, x = deep(), torch.randn(2, 32)
