@@ -5,6 +5,7 @@ q = qpass.compile(model, scheme="w8a8", example_inputs=batch, calibration=batche
 
 from qpass import conv_ops as conv_ops
 from qpass import ops as ops  # both register torch.ops.qpass
+from qpass import qat
 from qpass.api import analyze, compile
 from qpass.backend_entry import qpass_backend
 from qpass.errors import QpassError
@@ -14,6 +15,7 @@ from qpass.interchange.export import export
 from qpass.legacy import quantize_dynamic
 from qpass.persist import load, save
 from qpass.plan import Decision, Plan
+from qpass.prepare import prepare_qat
 from qpass.schemes import Recipe, Scheme
 
 __version__ = "0.1.0"
@@ -29,6 +31,8 @@ __all__ = [
     "inspect",
     "load",
     "ops",
+    "prepare_qat",
+    "qat",
     "qpass_backend",
     "quantize_dynamic",
     "save",

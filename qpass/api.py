@@ -23,6 +23,7 @@ from qpass.observations import Observations
 from qpass.pipeline import Settings
 from qpass.plan import Decision, Plan
 from qpass.processes import collected, listed, spread
+from qpass.qat.training import lowered, training_of
 from qpass.resume import NOTHING_TO_RESUME, begin
 from qpass.runtime import all_or_nothing, attach, run_float
 from qpass.schemes import Recipe, Scheme
@@ -62,6 +63,10 @@ def compile(
     """
     Settings.from_env()
     checks.check_model(model)
+    if plan is None and training_of(model) is not None:
+        checks.check_trained_alone(scheme, calibration, recipe, checkpoint)
+        model, plan = lowered(model, inplace)
+        inplace = True
     chosen, mode = backend_named(backend, checks.device_of(model)), check_mode(mode)
     free = scheme is None and plan is None  # nothing was asked for, so float is an answer too
     judged = free and guard is not False and example_inputs is not None

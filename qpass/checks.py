@@ -121,6 +121,15 @@ def check_plan_alone(plan: object, *others: object) -> None:
         raise QpassError("plan already holds the scheme, calibration and recipe it was made with; pass it alone.")
 
 
+def check_trained_alone(*others: object) -> None:
+    """A model that was trained for a scheme is lowered as it was trained."""
+    if any(value is not None for value in others):
+        raise QpassError(
+            "this model was prepared for a scheme and trained; it is compiled as it was trained: pass neither scheme, "
+            "calibration, recipe nor checkpoint (qpass.qat.float_model gives its float weights, for another scheme)."
+        )
+
+
 def check_plan_fits(plan: Plan, weights: Mapping[str, Tensor], whole: str | None) -> None:
     """The plan was made from this model. whole: the model's class, where `weights` are all of its parameters."""
     for d in plan.quantized:

@@ -18,10 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the top down; a package stands for all its modules, "" for qpass/__init__.py.
 # fmt: off
 LAYERS = (
-    ("", "__main__", "api", "backend_entry", "cli", "demo", "interchange", "legacy", "persist", "texts"),
+    ("", "__main__", "api", "backend_entry", "cli", "demo", "interchange", "legacy", "persist", "prepare",
+     "texts"),
     ("inspect",),
     ("calibrate", "checks", "decide", "decide_conv", "decide_linear", "decide_site", "decide_tables", "in_place",
-     "module_sites", "profit", "resume", "runtime", "sequential", "simulate", "timing", "walk", "watch"),
+     "module_sites", "profit", "qat", "resume", "runtime", "sequential", "simulate", "timing", "walk", "watch"),
     ("passes", "backends", "solvers"),
     ("pipeline", "verify"),
     ("canonical", "capture", "convolutions", "graph_text", "graphs", "guards", "install", "products", "rewrite",

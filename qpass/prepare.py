@@ -1,0 +1,106 @@
+"""prepare_qat: from a float model to the same model, fake-quantized where a plan quantizes it, ready to be trained."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from qpass.api import RecipeLike, analyze
+from qpass.calibrate import Batch
+from qpass.errors import QpassError, nearest
+from qpass.plan import Plan
+from qpass.qat.subgradients import method_named
+from qpass.qat.training import install_training, trainable, training_of
+from qpass.schemes import Recipe, Scheme
+
+STARTS = ("rounded", "published")
+
+
+def prepare_qat(
+    model: nn.Module,
+    scheme: str | Scheme,
+    example_inputs: Batch | None = None,
+    calibration: Iterable[Batch] | None = None,
+    recipe: RecipeLike = None,
+    *,
+    method: str = "lsq+",
+    start: str = "rounded",
+    inplace: bool = False,
+) -> nn.Module:
+    """The same model, fake-quantized where `compile` would quantize it: train it as before, then `qpass.compile` it.
+
+    scheme: any wNaM, 2 <= N, M <= 8 or M = 16; `w4a4-dynamic` has inputs per token. example_inputs, calibration, recipe:
+    as in `compile`; where inputs have static steps, one of the first two is needed for their first ones. method: the
+    subgradients, `lsq+`, `lsq`, `ewgs`, `pact` or `ste` (qpass/qat/subgradients). start: `rounded`, steps and codes as
+    `compile` chooses them (each weight is moved to where it rounds to its code); `published`, weights as they are, with the
+    first steps of the method's paper. inplace: prepare this very model instead of a copy.
+
+    Parameters, buffers, hooks, dropout, batch norm and the training flag of each module are the model's own.
+    """
+    chosen = method_named(method)
+    if start not in STARTS:
+        raise QpassError(f"start {start!r} is not one of {', '.join(STARTS)}.{nearest(str(start), STARTS)}")
+    _check(model)
+    parsed, rules = _bare(Scheme.parse(scheme)), Recipe.parse(recipe, scheme)
+    rules = Recipe(tuple((glob, None if s is None else _bare(s)) for glob, s in rules.rules), parsed)
+    static = next((s for s in (parsed, *(s for _, s in rules.rules)) if s is not None and s.needs_calibration), None)
+    if static is not None and calibration is None and example_inputs is None:
+        raise QpassError(
+            f"scheme {static.name} trains a step for each input, and its first one comes from data: pass "
+            f"example_inputs=batch, or more of them as calibration=[batch, ...]; '{static.name}-dynamic' needs none."
+        )
+    if calibration is None and example_inputs is not None:
+        calibration = [example_inputs]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        plan = analyze(model, parsed, example_inputs, calibration, rules)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    plan = trainable(model, plan)
+    _check_plan(model, plan)
+    target = model if inplace else copy.deepcopy(model)
+    install_training(target, plan, chosen, start == "published")
+    return target
+
+
+def _bare(scheme: Scheme) -> Scheme:
+    """The scheme without what is folded between layers: those numbers would not be trained."""
+    if scheme.weight is not None and scheme.weight.is_float:
+        raise QpassError(f"scheme {scheme.name} has floats of 8 bits, which have no step to train; choose wNaM.")
+    return dataclasses.replace(scheme, smooth=None, equalize="none", bias="none")
+
+
+def _check(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise QpassError(f"model is a {type(model).__name__}; expected a torch.nn.Module.")
+    record = training_of(model)
+    if record is not None:
+        raise QpassError(
+            f"this {type(model).__name__} is prepared for {record.plan.scheme} already; go back to float weights with "
+            "qpass.qat.float_model(model) and prepare those for another scheme."
+        )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise QpassError(
+            f"nothing in this {type(model).__name__} can be trained: no parameter requires a gradient; call "
+            "model.requires_grad_(True), or freeze parts of it only."
+        )
+
+
+def _check_plan(model: nn.Module, plan: Plan) -> None:
+    if not plan.quantized:
+        raise QpassError(
+            f"no site of this {type(model).__name__} is fake-quantized under {plan.scheme}:\n{plan.summary()}"
+        )
+    types: Mapping[str, tuple] = {}
+    for d in plan.quantized:
+        first = types.setdefault(d.weight, (d.site, d.weight_type))
+        if first[1] != d.weight_type:
+            raise QpassError(
+                f"{d.site} and {first[0]} read one parameter, {d.weight!r}, and the recipe asks for {d.weight_type} and "
+                f"{first[1]}; give both the same scheme, or untie them."
+            )

@@ -1,0 +1,12 @@
+"""Quantization-aware training: fake-quantized modules, subgradients, and what helps a training along.
+
+t = qpass.prepare_qat(model, "w4a4", example_inputs)
+optimizer = torch.optim.AdamW(qpass.qat.param_groups(t, lr=1e-3))
+...  # any training loop
+q = qpass.compile(t.eval())
+"""
+
+from qpass.qat.groups import param_groups
+from qpass.qat.training import float_model
+
+__all__ = ["float_model", "param_groups"]

@@ -1,0 +1,65 @@
+"""Fake quantization and its subgradients on whole tensors, each a function of tensors alone: what is traced into one kernel.
+
+    forward    x, s, z      ->  y, code      code: int8, what the backward pass needs to know of an element of x
+    backward   dL/dy, code  ->  dL/dx, and the sums dL/ds, dL/dz
+
+    code   -128: below, 127: above, else the residual v - round(v) in 1/240: one byte an element is kept beside y, which the
+           product keeps anyway, where x itself would take four
+
+A weight is there in the backward pass, so nothing is kept of it. Arithmetic is float32, float64 where x is. y is (q - z) s to
+the last bit as `affine` defines it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qpass.qat.blocks import blocked, spread, summed
+from qpass.qat.subgradients.subgradient import Elements, Subgradient
+from qpass.qtype import QType
+
+BELOW, ABOVE, PARTS = -128, 127, 240
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What values of a dtype are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def forward(
+    x: Tensor, step: Tensor, zero: Tensor | None, qtype: QType, dtype: torch.dtype, coded: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(y in dtype, code or None). step, zero: float32 of the type's shape; zero holds whole numbers."""
+    view = blocked(x, qtype).to(wide(x.dtype))
+    s = spread(step, qtype, x.dim()).to(view.dtype)
+    z = 0.0 if zero is None else spread(zero, qtype, x.dim()).to(view.dtype)
+    exact = view / s
+    near = torch.round(exact)
+    q = (near + z).clamp(qtype.qmin, qtype.qmax)
+    y = ((q - z) * s).to(dtype).reshape(x.shape)
+    if not coded:
+        return y, None
+    code = torch.round((exact - near) * PARTS)
+    code = torch.where(exact + z <= qtype.qmin, BELOW, torch.where(exact + z >= qtype.qmax, ABOVE, code))
+    return y, code.to(torch.int8).reshape(x.shape)
+
+
+def backward(
+    grad: Tensor, seen: Tensor, step: Tensor, zero: Tensor | None, qtype: QType, rule: Subgradient, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(dL/dx in dtype, dL/ds, dL/dz), the last two summed and None where the rule learns none. seen: code, or x itself."""
+    g = blocked(grad, qtype).to(wide(dtype))
+    s = spread(step, qtype, seen.dim()).to(g.dtype)
+    z = torch.zeros((), dtype=g.dtype, device=g.device)
+    z = z if zero is None else spread(zero, qtype, seen.dim()).to(g.dtype)
+    view = blocked(seen, qtype)
+    if seen.dtype == torch.int8:
+        residual, below, above = view.to(g.dtype) / PARTS, view == BELOW, view == ABOVE
+    else:
+        exact = view.to(g.dtype) / s
+        residual, below, above = exact - torch.round(exact), exact + z <= qtype.qmin, exact + z >= qtype.qmax
+    e = Elements(g, residual, below, above, s, qtype.qmin - z, qtype.qmax - z)
+    to_step = None if rule.to_step is None else summed(rule.to_step(e), qtype)
+    to_offset = None if rule.to_offset is None or zero is None else summed(rule.to_offset(e), qtype)
+    return rule.to_value(e).to(dtype).reshape(seen.shape), to_step, to_offset

@@ -1,0 +1,36 @@
+"""A value beside its steps: a view with the values of each step along whole axes, and sums over those.
+
+type       view of [.., K]     a step's shape beside it     axes that are summed
+i8/t       [.., K]             []                           all
+i8/c0      [N, ..]             [N, 1, ..]                   all but axis 0
+u4/g128    [.., K / 128, 128]  [.., K / 128, 1]             the last
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qpass.qtype import QType
+
+
+def blocked(x: Tensor, qtype: QType) -> Tensor:
+    """The view."""
+    return x if qtype.group is None else torch.unflatten(x, -1, (-1, qtype.group))
+
+
+def spread(param: Tensor, qtype: QType, ndim: int) -> Tensor:
+    """A step or offset, to broadcast against the view of a value of `ndim` axes."""
+    if qtype.axis is not None:
+        return param.reshape([-1 if axis == qtype.axis else 1 for axis in range(ndim)])
+    return param if qtype.group is None else param.unsqueeze(-1)
+
+
+def summed(terms: Tensor, qtype: QType) -> Tensor:
+    """Sums over the values of each step, of a view's shape -> of the step's."""
+    if qtype.group is not None:
+        return terms.sum(-1)
+    if qtype.axis is None:
+        return terms.sum()
+    others = [axis for axis in range(terms.dim()) if axis != qtype.axis]
+    return terms.sum(others) if others else terms

@@ -1,0 +1,99 @@
+"""Fake quantization as one node of the autograd graph: a value as it comes back from its codes, with chosen subgradients.
+
+    y = (clamp(round(x / s) + z, low, high) - z) s
+
+The gradient of a step is the sum over its N elements times 1 / sqrt(N high) (LSQ, 1902.08153, section 2.2), that of its
+offset too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qpass import affine
+from qpass.qat.arithmetic import backward, forward
+from qpass.qat.fused import fused
+from qpass.qat.subgradients.subgradient import Subgradient
+from qpass.qtype import QType
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        step: Tensor,
+        offset: Tensor | None,
+        qtype: QType,
+        rule: Subgradient,
+        dtype: torch.dtype,
+        stays: bool,
+    ) -> Tensor:
+        zero = whole(offset, qtype)
+        y, code = fused(forward, x, step, zero, qtype, dtype, not stays)
+        ctx.save_for_backward(x if stays else code, step, zero)
+        ctx.qtype, ctx.rule, ctx.dtype = qtype, rule, x.dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        seen, step, zero = ctx.saved_tensors
+        found, to_step, to_offset = fused(backward, grad, seen, step, zero, ctx.qtype, ctx.rule, ctx.dtype)
+        scale = (seen.numel() / max(step.numel(), 1) * ctx.qtype.qmax) ** -0.5 if seen.numel() else 1.0
+        sums = (None if t is None else (t * scale).to(torch.float32) for t in (to_step, to_offset))
+        return found, *sums, None, None, None, None
+
+
+def fake_quantize(
+    x: Tensor,
+    step: Tensor,
+    offset: Tensor | None,
+    qtype: QType,
+    rule: Subgradient,
+    dtype: torch.dtype | None = None,
+    stays: bool = False,
+) -> Tensor:
+    """y, in the shape of x and in dtype (that of x unless given).
+
+    step, offset: float32, shaped as `scale_shape` says; the offset is rounded, and None where the type is symmetric. stays: x
+    is a parameter, which is still there in the backward pass; of another x one byte an element is kept.
+    """
+    dtype = dtype or x.dtype
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, step, offset)):
+        return _FakeQuantize.apply(x, step, offset, qtype, rule, dtype, stays)
+    return fused(forward, x, step, whole(offset, qtype), qtype, dtype, False)[0]
+
+
+def whole(offset: Tensor | None, qtype: QType) -> Tensor | None:
+    """The zero point that an offset stands for: the nearest code, in float."""
+    return None if offset is None else torch.round(offset).clamp(qtype.qmin, qtype.qmax)
+
+
+class _Dynamic(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, qtype: QType, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = x.dtype
+        return fused(dynamic, x, qtype, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.to(ctx.dtype), None, None
+
+
+def dynamic(x: Tensor, qtype: QType, dtype: torch.dtype) -> Tensor:
+    """`x` as it comes back from codes whose parameters are those of its own rows or samples, in dtype."""
+    scale, zero = affine.choose_dynamic(x, qtype)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    q = torch.round(x.to(wide) / scale)
+    z = 0.0 if zero is None else zero.to(wide)
+    return (((q + z).clamp(qtype.qmin, qtype.qmax) - z) * scale).to(dtype)
+
+
+def fake_quantize_dynamic(x: Tensor, qtype: QType, dtype: torch.dtype | None = None) -> Tensor:
+    """`dynamic`, with the straight-through estimator: no value is outside of its own range, and nothing is kept."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Dynamic.apply(x, qtype, dtype or x.dtype)
+    return fused(dynamic, x, qtype, dtype or x.dtype)

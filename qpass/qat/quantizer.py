@@ -1,0 +1,136 @@
+"""One fake-quantized tensor of a model in training: its type, its rule of subgradients, and its step and offset.
+
+log_step   float32 parameter, ln s: a step is positive whatever the optimizer does, and a learning rate is relative to it
+offset     float32 parameter or buffer, the zero point before it is rounded; unsigned types alone
+low, high  float32 buffers in the step's stead where the rule learns none: the moving average of an input's range; a
+           weight's range is looked at in every call
+kind       uint8 buffer, the type as text: a checkpoint of another scheme is refused by it
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qpass import affine
+from qpass.errors import QpassError
+from qpass.qat.fake_quantize import fake_quantize, fake_quantize_dynamic, whole
+from qpass.qat.subgradients.subgradient import Subgradient
+from qpass.qtype import QParams, QType
+
+EMA = 0.01  # what a call in training moves an average by (Jacob et al. 2018, 1712.05877, section 3.1)
+LOOKED_AT = 100  # calls between two looks at the steps of a GPU, each of which waits for it
+BROKEN = (
+    "{}: its step is {}. The training diverged there or before: lower the learning rate of the steps "
+    "(qpass.qat.param_groups(model, lr, step_lr=...)), clip gradients, or look at the loss for NaN."
+)
+OTHER_SCHEME = (
+    "{}: the checkpoint's type is {}, this model was prepared for {}; prepare it with the scheme of the checkpoint."
+)
+
+
+class Quantizer(nn.Module):
+    """Gives a tensor back as its codes stand for it. site: where, for messages; params: the first, None where dynamic."""
+
+    def __init__(
+        self, site: str, qtype: QType, rule: Subgradient, params: QParams | None, is_weight: bool, learns: bool = True
+    ) -> None:
+        super().__init__()
+        self.site, self.type, self.rule, self.is_weight = site, qtype, rule, is_weight
+        self.on, self.readers, self.calls = True, 1, 0
+        self._last: tuple[Any, ...] | None = None
+        text = torch.tensor(list(str(qtype).encode()), dtype=torch.uint8)
+        self.register_buffer("kind", text)
+        self.dynamic = params is None
+        if params is None:
+            return
+        if rule.learns:
+            self.log_step = nn.Parameter(params.scale.log(), requires_grad=learns)
+            if params.zero is not None:
+                offset, moves = params.zero.float(), learns and rule.to_offset is not None
+                self.offset = nn.Parameter(offset, requires_grad=True) if moves else None
+                if not moves:
+                    del self.offset
+                    self.register_buffer("offset", offset)
+        elif not is_weight:
+            zero = 0 if params.zero is None else params.zero
+            self.register_buffer("low", (qtype.qmin - zero) * params.scale)
+            self.register_buffer("high", (qtype.qmax - zero) * params.scale)
+
+    def params(self, x: Tensor) -> QParams:
+        """Scale and zero point in use; x: the weight, whose range some rules look at."""
+        if self.rule.learns:
+            offset = getattr(self, "offset", None)
+            zero = None if offset is None else whole(offset.detach(), self.type).to(torch.int32)
+            return QParams(self.log_step.detach().exp(), zero, self.type)
+        lo, hi = affine.limits(x.detach().float(), self.type) if self.is_weight else (self.low, self.high)
+        return affine.choose_qparams(lo, hi, self.type)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X as it comes back from its codes; under autocast in the dtype that products take there."""
+        if not self.on or not x.is_floating_point():
+            return x
+        if self.readers < 2 or torch.compiler.is_compiling():
+            return self._quantized(x)
+        now = (x._version, torch.is_grad_enabled(), self.training, _product_dtype(x))
+        if self._last is not None and self._last[0]() is x and self._last[1] == now:
+            known = self._last[2]()
+            if known is not None:
+                return known
+        y = self._quantized(x)
+        self._last = (weakref.ref(x), now, weakref.ref(y))
+        return y
+
+    def _quantized(self, x: Tensor) -> Tensor:
+        dtype = _product_dtype(x)
+        if self.dynamic:
+            return fake_quantize_dynamic(x, self.type, dtype)
+        if not self.rule.learns and not self.is_weight and self.training and x.numel():
+            self._follow(x.detach())
+        if not self.rule.learns:
+            now = self.params(x)
+            zero = None if now.zero is None else now.zero.float()
+            return fake_quantize(x, now.scale, zero, self.type, self.rule, dtype, stays=self.is_weight)
+        step = self.log_step.exp()
+        if self.training:
+            self._check(step)
+        return fake_quantize(x, step, getattr(self, "offset", None), self.type, self.rule, dtype, stays=self.is_weight)
+
+    def _follow(self, x: Tensor) -> None:
+        lo, hi = affine.limits(x.float(), self.type)
+        self.low.lerp_(lo, EMA)
+        self.high.lerp_(hi, EMA)
+
+    def _check(self, step: Tensor) -> None:
+        """Raises where a step is no positive number."""
+        self.calls += 1
+        if torch.compiler.is_compiling() or (step.device.type != "cpu" and self.calls % LOOKED_AT):
+            return
+        found = step.detach()
+        if not bool(((found > 0) & (found < torch.inf)).all()):
+            bad = found[~((found > 0) & (found < torch.inf))].flatten()[0]
+            raise QpassError(BROKEN.format(self.site, float(bad)))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        theirs = state_dict.get(f"{prefix}kind")
+        if theirs is not None and not torch.equal(theirs.cpu(), self.kind.cpu()):
+            raise QpassError(OTHER_SCHEME.format(self.site, bytes(theirs.tolist()).decode(errors="replace"), self.type))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}
+
+    def extra_repr(self) -> str:
+        """The type and how its step moves."""
+        return f"{self.type}, {'per call' if self.dynamic else self.rule.name}"
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """What autocast makes of an operand of a product, which then is made in one go; else the dtype of x."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return x.dtype

@@ -1,0 +1,101 @@
+"""Modules whose product is fake-quantized: the same module, of a class made from its own, its weight where it was.
+
+    Linear          y = linear(Q_x(x), Q_w(weight), bias)
+    Conv*           the same, behind the module's own padding
+    any other       its own forward on Q_x(x), with Q_w(weight) under the weight's name for the time of the call
+
+Parameters, hooks, names in state_dict and isinstance stay; two submodules are added, `weight_quantizer` and
+`input_quantizer`. Sites that read one value, or one weight, share the first one's quantizer, and refer to it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qpass.qat.quantizer import Quantizer
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WEIGHT, INPUT = "weight_quantizer", "input_quantizer"
+
+
+class Trained:
+    """What the class of a trained module has before its own class: `base`, and a forward that fake-quantizes."""
+
+    base: type[nn.Module]
+    weight_name: str
+    used: tuple[Quantizer, Quantizer | None]  # of weight and input; a tuple, so that none is registered a second time
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward, of a fake-quantized input and weight."""
+        args, kwargs = self._rounded(args, kwargs)
+        weight = self.used[0](getattr(self, self.weight_name))
+        if self.base.forward is nn.Linear.forward:
+            return F.linear(*args, **kwargs, weight=weight, bias=self.bias)
+        if any(self.base.forward is kind.forward for kind in CONVOLUTIONS):
+            return self._conv_forward(*args, **kwargs, weight=weight, bias=self.bias)
+        vars(self)[self.weight_name] = weight  # found before a parameter of that name
+        try:
+            return self.base.forward(self, *args, **kwargs)
+        finally:
+            del vars(self)[self.weight_name]
+
+    def _rounded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments, the first one fake-quantized."""
+        quantizer = self.used[1]
+        if quantizer is None:
+            return args, kwargs
+        if args:
+            return (quantizer(args[0]), *args[1:]), kwargs
+        name = next(iter(kwargs))
+        return args, {**kwargs, name: quantizer(kwargs[name])}
+
+    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+        return _remade, (self.base,), self.__getstate__() if hasattr(self, "__getstate__") else vars(self)
+
+
+@functools.cache
+def _trained_class(base: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Trained{base.__name__}", (Trained, base), {"base": base, "__module__": base.__module__})
+
+
+def _remade(base: type[nn.Module]) -> nn.Module:
+    kind = _trained_class(base)
+    return kind.__new__(kind)
+
+
+def make_trained(module: nn.Module, name: str, weight: Quantizer, x: Quantizer | None, owned: set[int]) -> None:
+    """Turns a module into a trained one, in place. name: of its weight; owned: ids of what other modules have registered."""
+    module.__class__ = _trained_class(type(module))
+    module.weight_name, module.used = name, (weight, x)
+    for attribute, quantizer in ((WEIGHT, weight), (INPUT, x)):
+        if quantizer is not None and id(quantizer) not in owned:
+            owned.add(id(quantizer))
+            setattr(module, attribute, quantizer.train(module.training))
+
+
+def make_float(module: nn.Module) -> None:
+    """Turns a trained module into what it was, in place."""
+    module.__class__ = module.base
+    for name in (WEIGHT, INPUT):
+        module._modules.pop(name, None)
+    for name in ("weight_name", "used"):
+        vars(module).pop(name)
+
+
+def trained_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Path -> module, of those that are fake-quantized."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, Trained)}
+
+
+def quantizers(model: nn.Module) -> list[Quantizer]:
+    """Every quantizer of a model, once."""
+    return [module for module in model.modules() if isinstance(module, Quantizer)]
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a trained module, in float."""
+    return getattr(module, module.weight_name)

@@ -1,0 +1,170 @@
+"""A model in training: made of a float model and its plan, and made into a float model and a plan again.
+
+    plan: site -> types, first steps, codes   ->   modules that are fake-quantized, with these for a start
+    trained weights, steps and offsets        ->   plan: the same sites and types, codes and steps as trained
+
+The second way nothing is chosen anew: a weight's codes are its fake-quantized values over its step, an input's step and zero
+point are those the training ended with.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qpass import affine
+from qpass.errors import QpassError
+from qpass.packing import Packed, pack
+from qpass.plan import Decision, Plan
+from qpass.qat.quantizer import Quantizer
+from qpass.qat.sites import make_float, make_trained, trained_modules, weight_of
+from qpass.qat.subgradients import Method
+from qpass.qtype import QParams
+from qpass.storage import fingerprint
+
+RECORD = "qpass_training"  # the attribute of a prepared model that says what it was prepared for
+MARGIN = 0.05  # of a step: how far from the edge of its code's range a weight starts
+NO_MODULE = "its product is not that of a module of its own, and training fake-quantizes modules"
+INPUT_STEP = torch.zeros(0)  # in the place of an input's step that is trained
+
+
+@dataclass
+class Training:
+    """plan: without codes and steps, which the model holds. method: the name of the subgradients."""
+
+    plan: Plan
+    method: str
+
+
+def training_of(model: nn.Module) -> Training | None:
+    """What a model was prepared for, or None."""
+    return vars(model).get(RECORD)
+
+
+def trainable(model: nn.Module, plan: Plan) -> Plan:
+    """The plan, with the sites that no module of the model stands for left in float."""
+    modules = dict(model.named_modules())
+    kept = Plan(plan.scheme, parameters=plan.parameters, notes=list(plan.notes))
+    for d in plan:
+        if d.is_output:
+            continue
+        path = d.site.rpartition(":")[0]
+        holder, _, name = d.weight.rpartition(".")
+        alone = d.quantized and path in modules and holder == path and name in modules[path]._parameters
+        if alone and not isinstance(modules[path], nn.MultiheadAttention):
+            kept.decisions[d.site] = d
+        else:
+            kept.decisions[d.site] = d.as_float(d.why or NO_MODULE)
+    return kept
+
+
+def install_training(model: nn.Module, plan: Plan, method: Method, published: bool) -> None:
+    """Makes the modules of a plan's sites trained ones, in place. published: weights begin with the method's own steps."""
+    weights: dict[str, Quantizer] = {}
+    inputs: dict[str, Quantizer] = {}
+    owned: set[int] = set()
+    modules = dict(model.named_modules())
+    for d in plan.quantized:
+        module = modules[d.site.rpartition(":")[0]]
+        if hasattr(module, "used"):
+            inputs.setdefault(d.group, module.used[1])
+            continue
+        name = d.weight.rpartition(".")[2]
+        parameter = module._parameters[name]
+        learns = any(p.requires_grad for p in module.parameters(recurse=False))
+        if d.weight not in weights:
+            weights[d.weight] = _of_weight(d, parameter, method, published, learns)
+        if d.input_type is not None and d.group not in inputs:
+            inputs[d.group] = _of_input(d, method, learns)
+        elif d.input_type is not None:
+            inputs[d.group].readers += 1
+        make_trained(module, name, weights[d.weight], inputs.get(d.group) if d.input_type else None, owned)
+    bare = {
+        n: dataclasses.replace(d, packed=None, input_scale=None, input_zero=None) for n, d in plan.decisions.items()
+    }
+    record = Training(dataclasses.replace(plan, decisions=bare), method.name)
+    vars(model)[RECORD] = record
+
+
+def _of_weight(d: Decision, parameter: Tensor, method: Method, published: bool, learns: bool) -> Quantizer:
+    packed, rule = d.packed, method.weights
+    params = QParams(packed.scale, packed.zero, packed.type).to(parameter.device)
+    if published and rule.start is not None:
+        params = rule.start(parameter.detach(), packed.type)
+    elif rule.learns:
+        with torch.no_grad():
+            parameter.copy_(near_codes(parameter, packed.data.to(parameter.device), params))
+    return Quantizer(f"{d.site}.weight", packed.type, rule, params, True, learns)
+
+
+def near_codes(weight: Tensor, codes: Tensor, params: QParams) -> Tensor:
+    """The weights, each moved to the nearest value that rounds to its code, MARGIN of a step from the edge."""
+    step = affine.expand(params.scale, params.type, weight.dim())
+    middle = affine.dequantize(codes, params.scale, params.zero, params.type)
+    reach = (0.5 - MARGIN) * step
+    return weight.float().clamp(middle - reach, middle + reach).to(weight.dtype)
+
+
+def _of_input(d: Decision, method: Method, learns: bool) -> Quantizer:
+    rule = method.inputs
+    if d.input_scale is None:
+        return Quantizer(f"{d.site}.input", d.input_type, rule, None, False)
+    if d.input_zero is not None and int(d.input_zero) > d.input_type.qmin:
+        rule = method.negative_inputs
+    params = QParams(d.input_scale, d.input_zero, d.input_type)
+    return Quantizer(f"{d.site}.input", d.input_type, rule, params, False, learns)
+
+
+def lowered(model: nn.Module, inplace: bool = False) -> tuple[nn.Module, Plan]:
+    """(the float model with the trained weights, its plan with the trained codes and steps) of a model in training.
+
+    It is a copy unless inplace; the plan can be compiled with the float model.
+    """
+    record = training_of(model)
+    assert record is not None
+    plan = dataclasses.replace(record.plan, decisions={})
+    modules = trained_modules(model)
+    packed: dict[str, Packed] = {}
+    prints: dict[str, str] = {}
+    for name, d in record.plan.decisions.items():
+        if not d.quantized:
+            plan.decisions[name] = d
+            continue
+        module = modules.get(d.site.rpartition(":")[0])
+        if module is None:
+            raise QpassError(f"{d.site}: this site was prepared for training, and its module is there no more.")
+        if d.weight not in packed:
+            packed[d.weight] = _codes(module.used[0], weight_of(module))
+            prints[d.weight] = fingerprint(weight_of(module).detach())
+        plan.decisions[name] = _with_input(
+            dataclasses.replace(d, packed=packed[d.weight], made_from=prints[d.weight]), module.used[1]
+        )
+    return float_model(model, inplace), plan
+
+
+def _codes(quantizer: Quantizer, weight: Tensor) -> Packed:
+    params = quantizer.params(weight).check(quantizer.site)
+    codes = affine.quantize(weight.detach(), params.scale, params.zero, params.type)
+    held = (None if t is None else t.cpu() for t in (codes, params.scale, params.zero))
+    data, scale, zero = held
+    return pack(data, scale, params.type, None, zero)
+
+
+def _with_input(d: Decision, quantizer: Quantizer | None) -> Decision:
+    if quantizer is None or quantizer.dynamic:
+        return d
+    params = quantizer.params(INPUT_STEP).check(quantizer.site).to("cpu")
+    return dataclasses.replace(d, input_scale=params.scale, input_zero=params.zero)
+
+
+def float_model(model: nn.Module, inplace: bool = False) -> nn.Module:
+    """The model without fake quantization: its float weights as they are trained. A copy unless inplace."""
+    target = model if inplace else copy.deepcopy(model)
+    for module in trained_modules(target).values():
+        make_float(module)
+    vars(target).pop(RECORD, None)
+    return target
