@@ -6,7 +6,18 @@ optimizer = torch.optim.AdamW(qpass.qat.param_groups(t, lr=1e-3))
 q = qpass.compile(t.eval())
 """
 
+from qpass.qat.distill import distillation_loss
 from qpass.qat.groups import param_groups
+from qpass.qat.norms import freeze_norms, reestimate_norms
+from qpass.qat.oscillation import Oscillation, damping
 from qpass.qat.training import float_model
 
-__all__ = ["float_model", "param_groups"]
+__all__ = [
+    "Oscillation",
+    "damping",
+    "distillation_loss",
+    "float_model",
+    "freeze_norms",
+    "param_groups",
+    "reestimate_norms",
+]
