@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from torch import nn
 
 from qpass.api import RecipeLike, analyze
 from qpass.calibrate import Batch
 from qpass.errors import QpassError, nearest
+from qpass.passes.other_sites import LOOKUP
 from qpass.plan import Plan
 from qpass.qat.subgradients import method_named
 from qpass.qat.training import install_training, trainable, training_of
@@ -62,7 +63,7 @@ def prepare_qat(
         for module, training in modes.items():
             module.training = training
     plan = trainable(model, plan)
-    _check_plan(model, plan)
+    _check_plan(model, plan, rules)
     target = model if inplace else copy.deepcopy(model)
     install_training(target, plan, chosen, start == "published")
     return target
@@ -91,16 +92,19 @@ def _check(model: nn.Module) -> None:
         )
 
 
-def _check_plan(model: nn.Module, plan: Plan) -> None:
+def _check_plan(model: nn.Module, plan: Plan, rules: Recipe) -> None:
     if not plan.quantized:
         raise QpassError(
-            f"no site of this {type(model).__name__} is fake-quantized under {plan.scheme}:\n{plan.summary()}"
+            f"no site of this {type(model).__name__} is fake-quantized under {plan.scheme.name}:\n{plan.summary()}"
         )
-    types: Mapping[str, tuple] = {}
+    asked: dict[str, tuple[str, object]] = {}
     for d in plan.quantized:
-        first = types.setdefault(d.weight, (d.site, d.weight_type))
-        if first[1] != d.weight_type:
+        scheme = rules.scheme_for(d.site)
+        if d.operation == LOOKUP or scheme is None:
+            continue
+        site, weight = asked.setdefault(d.weight, (d.site, scheme.weight))
+        if weight != scheme.weight:
             raise QpassError(
-                f"{d.site} and {first[0]} read one parameter, {d.weight!r}, and the recipe asks for {d.weight_type} and "
-                f"{first[1]}; give both the same scheme, or untie them."
+                f"{d.site} and {site} read one parameter, {d.weight!r}, and the recipe asks for {scheme.weight} and "
+                f"{weight}; give both the same scheme, or untie them."
             )

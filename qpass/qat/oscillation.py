@@ -86,7 +86,7 @@ class Oscillation:
         way = (code - state.code).sign().to(torch.int8)
         back = (way != 0) & (way == -state.way)
         state.frequency.lerp_(back.float(), self.momentum)
-        state.average.lerp_(code.float(), self.momentum)
+        state.average.lerp_(torch.where(state.frozen, state.average, code.float()), self.momentum)
         state.way = torch.where(way != 0, way, state.way)
         state.code = code
 

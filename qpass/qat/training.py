@@ -48,18 +48,23 @@ def training_of(model: nn.Module) -> Training | None:
 def trainable(model: nn.Module, plan: Plan) -> Plan:
     """The plan, with the sites that no module of the model stands for left in float."""
     modules = dict(model.named_modules())
+    tensors = dict(model.named_parameters(remove_duplicate=False))
     kept = Plan(plan.scheme, parameters=plan.parameters, notes=list(plan.notes))
     for d in plan:
         if d.is_output:
             continue
-        path = d.site.rpartition(":")[0]
-        holder, _, name = d.weight.rpartition(".")
-        alone = d.quantized and path in modules and holder == path and name in modules[path]._parameters
-        if alone and not isinstance(modules[path], nn.MultiheadAttention):
+        module = modules.get(d.site.rpartition(":")[0])
+        alone = d.quantized and module is not None and held_as(module, tensors.get(d.weight)) is not None
+        if alone and not isinstance(module, nn.MultiheadAttention):
             kept.decisions[d.site] = d
         else:
             kept.decisions[d.site] = d.as_float(d.why or NO_MODULE)
     return kept
+
+
+def held_as(module: nn.Module, weight: Tensor | None) -> str | None:
+    """The name under which a module itself holds a parameter (a tied one has a path in another module too)."""
+    return next((name for name, p in module._parameters.items() if p is not None and p is weight), None)
 
 
 def install_training(model: nn.Module, plan: Plan, method: Method, published: bool) -> None:
@@ -68,13 +73,14 @@ def install_training(model: nn.Module, plan: Plan, method: Method, published: bo
     inputs: dict[str, Quantizer] = {}
     owned: set[int] = set()
     modules = dict(model.named_modules())
+    tensors = dict(model.named_parameters(remove_duplicate=False))
     for d in plan.quantized:
         module = modules[d.site.rpartition(":")[0]]
         if hasattr(module, "used"):
             inputs.setdefault(d.group, module.used[1])
             continue
-        name = d.weight.rpartition(".")[2]
-        parameter = module._parameters[name]
+        parameter = tensors[d.weight]
+        name = held_as(module, parameter)
         learns = any(p.requires_grad for p in module.parameters(recurse=False))
         if d.weight not in weights:
             weights[d.weight] = _of_weight(d, parameter, method, published, learns)
