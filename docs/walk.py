@@ -27,6 +27,9 @@ from qpass.inspect import Report
 from qpass.passes import ORDER
 from qpass.runtime import runtime_of
 
+sys.path.insert(0, str(Path(__file__).parent))
+import train_two_layers as two
+
 DOCS = Path(__file__).parent
 SITE, WEIGHT = "up:linear.0", "up.weight"
 BLOCK = re.compile(r"(<!-- dump ([a-z-]+) -->\n```text\n)(.*?)(```\n)", re.DOTALL)
@@ -287,6 +290,13 @@ DUMPS = {
     "conv-lines": lambda: block_lines("fuse", "max_pool"),
     "conv-lowered": lambda: block_lines("lowered"),
     "conv-schemes": compared,
+    "two-ranges": lambda: two.ranges(two.run(two.SEED)),
+    "two-choice": lambda: two.choice(two.run(two.SEED)),
+    "two-start": lambda: two.numbers(two.run(two.SEED).start[two.SCHEMES[0]]),
+    "two-subgradient": lambda: two.subgradient(two.run(two.SEED)),
+    "two-curve": lambda: two.curve(two.run(two.SEED)),
+    "two-end": lambda: two.numbers(two.run(two.SEED).trained[two.SCHEMES[0]]),
+    "two-validated": lambda: two.validated(two.run(two.SEED)),
     "level-float": lambda: report().graph("float"),
     "level-annotated": lambda: report().graph("annotated"),
     "level-qdq": lambda: report().graph("qdq"),

@@ -141,6 +141,52 @@ def test_dumps_are_what_the_source_makes(page, name):
     assert walk().normal(made) == walk().normal(written)
 
 
+TWO = [name for page, name in documented_dumps() if page.stem == "training"]
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+def figures(text):
+    """(the words of a dump, its numbers); without bars."""
+    text = re.sub("[▏▎▍▌▋▊▉█]", "", text)
+    return NUMBER.sub("#", text).split(), [float(n) for n in NUMBER.findall(text)]
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_figures_of_the_two_layers(name):
+    """Every number of the example is that of the page, to 1 % and one in the last digit."""
+    words, numbers = figures(walk().DUMPS[name]())
+    written_words, written = figures(walk().blocks(DOCS / "training.md")[name])
+    assert words == written_words
+    assert numbers == pytest.approx(written, rel=0.01, abs=0.011)
+
+
+def test_two_layers_reach_float():
+    """At w4a4 rounding costs a tenth of the loss, training wins it back, and compile keeps what was trained."""
+    two = walk().two
+    found = two.figures(two.run(two.SEED))
+    for mine, base in zip(found["w4a4, trained"], found["float"], strict=True):
+        assert mine < 1.01 * base
+    for mine, base in zip(found["w4a4, to nearest: where training begins"], found["float"], strict=True):
+        assert mine > 1.10 * base
+    for scheme in two.SCHEMES:
+        name = scheme.removesuffix("-c")
+        assert found[f"{name}, trained and compiled"] == pytest.approx(found[f"{name}, trained"], rel=1e-5)
+        assert found[f"{name}, trained"][1] < found[f"{name}, qpass.compile without training"][1]
+        assert two.apart(two.run(two.SEED), scheme) < 1e-6
+
+
+def test_two_layers_as_a_program(monkeypatch, capsys, tmp_path):
+    two = walk().two
+    monkeypatch.setattr(sys, "argv", ["train_two_layers.py"])
+    two.main()
+    printed = capsys.readouterr().out
+    assert all(f"## {title}\n" in printed for title in two.PARTS)
+    assert two.validated(two.run(two.SEED)) in printed
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit, match="pip install matplotlib"):
+        two.plot(two.run(two.SEED), tmp_path / "curve.png")
+
+
 def test_a_dump_that_is_not_true_is_noticed():
     normal = walk().normal
     assert normal("%1 = aten.gelu(%0)   # float32[s33, 8]") == normal("%1 = aten.gelu(%0) # float32[s0, 8]")

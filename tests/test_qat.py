@@ -185,3 +185,15 @@ def test_ranges_of_inputs_follow_the_data_with_ste():
     torch.testing.assert_close(t.conv.input_quantizer.high, wanted)
     t.eval()(9 * x)
     torch.testing.assert_close(t.conv.input_quantizer.high, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_prepared_model_can_be_cast(dtype):
+    """Steps are used as float32 whatever the model is, so they lower to what was trained."""
+    x = batch().to(dtype)
+    t = qpass.prepare_qat(Gated(), "w4a16-c").to(dtype).eval()
+    with torch.no_grad():
+        wanted = t(x)
+    _, plan = lowered(t)
+    assert all(d.packed.scale.dtype == torch.float32 for d in plan.quantized)
+    assert relative(qpass.compile(t, backend="reference")(x), wanted) < (1e-5 if dtype == torch.float64 else 2e-2)

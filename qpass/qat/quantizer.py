@@ -65,7 +65,7 @@ class Quantizer(nn.Module):
         if self.rule.learns:
             offset = getattr(self, "offset", None)
             zero = None if offset is None else whole(offset.detach(), self.type).to(torch.int32)
-            return QParams(self.log_step.detach().exp(), zero, self.type)
+            return QParams(self.log_step.detach().exp().to(torch.float32), zero, self.type)
         lo, hi = affine.limits(x.detach().float(), self.type) if self.is_weight else (self.low, self.high)
         return affine.choose_qparams(lo, hi, self.type)
 
@@ -94,7 +94,7 @@ class Quantizer(nn.Module):
             now = self.params(x)
             zero = None if now.zero is None else now.zero.float()
             return fake_quantize(x, now.scale, zero, self.type, self.rule, dtype, stays=self.is_weight)
-        step = self.log_step.exp()
+        step = self.log_step.exp().to(torch.float32)
         if self.training:
             self._check(step)
         return fake_quantize(x, step, getattr(self, "offset", None), self.type, self.rule, dtype, stays=self.is_weight)
