@@ -11,6 +11,7 @@ from torch import nn
 from qpass.api import RecipeLike, analyze
 from qpass.calibrate import Batch
 from qpass.errors import QpassError, nearest
+from qpass.memory import give_back
 from qpass.passes.other_sites import LOOKUP
 from qpass.plan import Plan
 from qpass.qat.subgradients import method_named
@@ -66,6 +67,7 @@ def prepare_qat(
     _check_plan(model, plan, rules)
     target = model if inplace else copy.deepcopy(model)
     install_training(target, plan, chosen, start == "published")
+    give_back()
     return target
 
 

@@ -55,7 +55,8 @@ def backward(
     z = z if zero is None else spread(zero, qtype, seen.dim()).to(g.dtype)
     view = blocked(seen, qtype)
     if seen.dtype == torch.int8:
-        residual, below, above = view.to(g.dtype) / PARTS, view == BELOW, view == ABOVE
+        held = view.to(g.dtype)  # compared as floats too: a kernel has one width of lanes
+        residual, below, above = held * (1 / PARTS), held == BELOW, held == ABOVE
     else:
         exact = view.to(g.dtype) / s
         residual, below, above = exact - torch.round(exact), exact + z <= qtype.qmin, exact + z >= qtype.qmax
