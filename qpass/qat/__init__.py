@@ -7,6 +7,7 @@ q = qpass.compile(t.eval())
 """
 
 from qpass.qat.groups import param_groups
+from qpass.qat.switch import switch
 from qpass.qat.training import float_model
 
-__all__ = ["float_model", "param_groups"]
+__all__ = ["float_model", "param_groups", "switch"]

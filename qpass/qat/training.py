@@ -20,6 +20,7 @@ from qpass import affine
 from qpass.errors import QpassError
 from qpass.packing import Packed, pack
 from qpass.plan import Decision, Plan
+from qpass.qat.fast_path import allow_fast_path, leave_fast_path
 from qpass.qat.quantizer import Quantizer
 from qpass.qat.sites import make_float, make_trained, trained_modules, weight_of
 from qpass.qat.subgradients import Method
@@ -88,6 +89,7 @@ def install_training(model: nn.Module, plan: Plan, method: Method, published: bo
     }
     record = Training(dataclasses.replace(plan, decisions=bare), method.name)
     vars(model)[RECORD] = record
+    leave_fast_path(model)
 
 
 def _of_weight(d: Decision, parameter: Tensor, method: Method, published: bool, learns: bool) -> Quantizer:
@@ -167,4 +169,5 @@ def float_model(model: nn.Module, inplace: bool = False) -> nn.Module:
     for module in trained_modules(target).values():
         make_float(module)
     vars(target).pop(RECORD, None)
+    allow_fast_path(target)
     return target
