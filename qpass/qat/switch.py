@@ -11,7 +11,8 @@ from qpass.qat.sites import quantizers
 def switch(model: nn.Module, on: bool) -> None:
     """Every quantizer of a prepared model gives values back rounded (on) or as they are (off).
 
-    Off, the model computes and trains as the float model of its weights does, to the last bit; steps get no gradients.
+    Off, the model computes and trains as the float model of its weights does, to the last bit; steps get no gradients
+    (which DistributedDataParallel wants to be told: find_unused_parameters=True).
     """
     found = quantizers(model)
     if not found:

@@ -48,19 +48,24 @@ def training_of(model: nn.Module) -> Training | None:
 
 def trainable(model: nn.Module, plan: Plan) -> Plan:
     """The plan, with the sites that no module of the model stands for left in float."""
-    modules = dict(model.named_modules())
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     kept = Plan(plan.scheme, parameters=plan.parameters, notes=list(plan.notes))
     for d in plan:
         if d.is_output:
             continue
         path = d.site.rpartition(":")[0]
-        holder, _, name = d.weight.rpartition(".")
-        alone = d.quantized and path in modules and holder == path and name in modules[path]._parameters
-        if alone and not isinstance(modules[path], nn.MultiheadAttention):
+        own = d.quantized and path in modules and own_name(modules[path], parameters.get(d.weight))
+        if own and not isinstance(modules[path], nn.MultiheadAttention):
             kept.decisions[d.site] = d
         else:
             kept.decisions[d.site] = d.as_float(d.why or NO_MODULE)
     return kept
+
+
+def own_name(module: nn.Module, parameter: Tensor | None) -> str | None:
+    """What a module calls a parameter of its own; a plan names one by its first path in the model."""
+    mine = (name for name, each in module._parameters.items() if each is not None and each is parameter)
+    return next(mine, None)
 
 
 def install_training(model: nn.Module, plan: Plan, method: Method, published: bool) -> None:
@@ -68,13 +73,13 @@ def install_training(model: nn.Module, plan: Plan, method: Method, published: bo
     weights: dict[str, Quantizer] = {}
     inputs: dict[str, Quantizer] = {}
     owned: set[int] = set()
-    modules = dict(model.named_modules())
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     for d in plan.quantized:
         module = modules[d.site.rpartition(":")[0]]
         if hasattr(module, "used"):
             inputs.setdefault(d.group, module.used[1])
             continue
-        name = d.weight.rpartition(".")[2]
+        name = own_name(module, parameters[d.weight])
         parameter = module._parameters[name]
         learns = any(p.requires_grad for p in module.parameters(recurse=False))
         if d.weight not in weights:
