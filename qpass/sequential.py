@@ -29,7 +29,9 @@ from qpass.schemes import Recipe
 from qpass.solvers.rows import by
 from qpass.walk import Walk, narrow
 
+TRIES = 4  # calls to see whether one is captured as the one before: a size that is new may take two graphs of its own
 SEVERAL_GRAPHS = "a call of this model is captured as {} graphs, and only a single one can be stopped at each site"
+ANEW = "every call of this model is captured anew: its forward or a hook changes what Python holds, such as a list that grows"
 DEPTHS = "{} and {} read one weight at different depths"
 CONVOLUTION = "{} is a convolution, and these are rounded from one pass"
 ORDERS = "its batches are captured as graphs that reach their sites in different orders"
@@ -115,7 +117,7 @@ def _with_batches(checkpoint: Checkpoint, model: nn.Module, pairs: list[Pair]) -
 
 def caught(session: Session, batch: Batch, what: str) -> Caught | str:
     """The graph and arguments that a call is captured as, or why there is no single one."""
-    while True:
+    for _ in range(TRIES):
         session.catching = True
         try:
             session.run(batch, what)
@@ -130,6 +132,7 @@ def caught(session: Session, batch: Batch, what: str) -> Caught | str:
         if len(session.entered) != 1:
             return SEVERAL_GRAPHS.format(len(session.entered))
         session.whole.add(session.entered[0])
+    return ANEW
 
 
 def _pair(session: Session, found: Caught, number: int, decided: Mapping[str, Decision]) -> Pair:

@@ -45,7 +45,8 @@ def encoder(layers=1, width=32):
 
 def relative(found, wanted):
     """Relative RMS error."""
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return float((found - wanted).norm() / wanted.norm())
 
 
 def batches(count=4, shape=(4, 6, 32)):

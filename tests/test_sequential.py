@@ -131,6 +131,13 @@ def test_a_call_of_several_graphs_is_calibrated_in_one_pass_and_says_so():
     assert "captured as 2 graphs" in why(Broken().eval(), data(2))
 
 
+def test_a_call_that_is_captured_anew_each_time_is_calibrated_in_one_pass_and_says_so():
+    model, called = stack(), []
+    model.ups[0].register_forward_hook(lambda *args: called.append(len(called)))
+    assert "captured anew" in why(model, data(2))
+    assert len(called) < 20
+
+
 def test_a_weight_read_at_several_depths():
     assert "read one weight at different depths" in why(stack(tied=True), data(2))
 

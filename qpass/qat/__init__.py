@@ -10,6 +10,7 @@ from qpass.qat.distill import distillation_loss
 from qpass.qat.groups import param_groups
 from qpass.qat.norms import freeze_norms, reestimate_norms
 from qpass.qat.oscillation import Oscillation, damping
+from qpass.qat.switch import switch
 from qpass.qat.training import float_model
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "freeze_norms",
     "param_groups",
     "reestimate_norms",
+    "switch",
 ]

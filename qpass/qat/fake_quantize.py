@@ -2,8 +2,9 @@
 
     y = (clamp(round(x / s) + z, low, high) - z) s
 
-The gradient of a step is the sum over its N elements times 1 / sqrt(N high) (LSQ, 1902.08153, section 2.2), that of its
-offset too.
+The gradient of a step is the sum over its elements times 1 / sqrt(N high), that of its offset too; N is the number of its
+weights, or of the features of one sample (LSQ, 1902.08153, section 2.2), so that micro-batches and processes add up to the
+gradient of the whole batch.
 """
 
 from __future__ import annotations
@@ -35,14 +36,15 @@ class _FakeQuantize(torch.autograd.Function):
         zero = whole(offset, qtype)
         y, code = fused(forward, x, step, zero, qtype, dtype, not stays)
         ctx.save_for_backward(x if stays else code, step, zero)
-        ctx.qtype, ctx.rule, ctx.dtype = qtype, rule, x.dtype
+        ctx.qtype, ctx.rule, ctx.dtype, ctx.stays = qtype, rule, x.dtype, stays
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         seen, step, zero = ctx.saved_tensors
         found, to_step, to_offset = fused(backward, grad, seen, step, zero, ctx.qtype, ctx.rule, ctx.dtype)
-        scale = (seen.numel() / max(step.numel(), 1) * ctx.qtype.qmax) ** -0.5 if seen.numel() else 1.0
+        samples = 1 if ctx.stays or seen.dim() < 2 else len(seen)
+        scale = (seen.numel() / samples / step.numel() * ctx.qtype.qmax) ** -0.5 if seen.numel() else 1.0
         sums = (None if t is None else (t * scale).to(torch.float32) for t in (to_step, to_offset))
         return found, *sums, None, None, None, None
 

@@ -9,7 +9,7 @@ kind       uint8 buffer, the type as text: a checkpoint of another scheme is ref
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from qpass import affine
 from qpass.errors import QpassError
 from qpass.qat.fake_quantize import fake_quantize, fake_quantize_dynamic, whole
+from qpass.qat.memo import Memo
 from qpass.qat.subgradients.subgradient import Subgradient
 from qpass.qtype import QParams, QType
 
@@ -41,7 +42,7 @@ class Quantizer(nn.Module):
         super().__init__()
         self.site, self.type, self.rule, self.is_weight = site, qtype, rule, is_weight
         self.on, self.readers, self.calls = True, 1, 0
-        self._last: tuple[Any, ...] | None = None
+        self._memo = Memo()
         text = torch.tensor(list(str(qtype).encode()), dtype=torch.uint8)
         self.register_buffer("kind", text)
         self.dynamic = params is None
@@ -69,23 +70,22 @@ class Quantizer(nn.Module):
         lo, hi = affine.limits(x.detach().float(), self.type) if self.is_weight else (self.low, self.high)
         return affine.choose_qparams(lo, hi, self.type)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """X as it comes back from its codes; under autocast in the dtype that products take there."""
+    def forward(self, x: Tensor, reader: int = 0, dtype: torch.dtype | None = None) -> Tensor:
+        """X as it comes back from its codes, in dtype (that of x unless given). reader: id of the module that asks."""
         if not self.on or not x.is_floating_point():
             return x
-        if self.readers < 2 or torch.compiler.is_compiling():
-            return self._quantized(x)
-        now = (x._version, torch.is_grad_enabled(), self.training, _product_dtype(x))
-        if self._last is not None and self._last[0]() is x and self._last[1] == now:
-            known = self._last[2]()
-            if known is not None:
-                return known
-        y = self._quantized(x)
-        self._last = (weakref.ref(x), now, weakref.ref(y))
+        dtype = dtype or x.dtype
+        if self.readers < 2 or torch.compiler.is_compiling() or x.is_inference():
+            return self._quantized(x, dtype)
+        steps = tuple(p._version for p in self._parameters.values() if p is not None)
+        state = (x._version, steps, torch.is_grad_enabled(), self.training, dtype)
+        y = self._memo.get(x, state, reader, self.readers)
+        if y is None:
+            y = self._quantized(x, dtype)
+            self._memo.put(x, state, reader, y)
         return y
 
-    def _quantized(self, x: Tensor) -> Tensor:
-        dtype = _product_dtype(x)
+    def _quantized(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if self.dynamic:
             return fake_quantize_dynamic(x, self.type, dtype)
         if not self.rule.learns and not self.is_weight and self.training and x.numel():
@@ -100,14 +100,19 @@ class Quantizer(nn.Module):
         return fake_quantize(x, step, getattr(self, "offset", None), self.type, self.rule, dtype, stays=self.is_weight)
 
     def _follow(self, x: Tensor) -> None:
+        """Moves the range, once for each forward pass: activation checkpointing runs it again, inside of the backward one."""
+        if torch._C._current_graph_task_id() != -1:
+            return
         lo, hi = affine.limits(x.float(), self.type)
         self.low.lerp_(lo, EMA)
         self.high.lerp_(hi, EMA)
 
     def _check(self, step: Tensor) -> None:
         """Raises where a step is no positive number."""
+        if torch.compiler.is_compiling():
+            return
         self.calls += 1
-        if torch.compiler.is_compiling() or (step.device.type != "cpu" and self.calls % LOOKED_AT):
+        if step.device.type != "cpu" and self.calls % LOOKED_AT:
             return
         found = step.detach()
         if not bool(((found > 0) & (found < torch.inf)).all()):
@@ -120,15 +125,21 @@ class Quantizer(nn.Module):
             raise QpassError(OTHER_SCHEME.format(self.site, bytes(theirs.tolist()).decode(errors="replace"), self.type))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last": None}
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Moves to a device, but to no other dtype: model.bfloat16() leaves steps and ranges as they are."""
+
+        def moved(t: Tensor) -> Tensor:
+            there = fn(t)
+            return there if there.dtype == t.dtype else t.to(there.device)
+
+        return super()._apply(moved, recurse)
 
     def extra_repr(self) -> str:
         """The type and how its step moves."""
         return f"{self.type}, {'per call' if self.dynamic else self.rule.name}"
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
+def product_dtype(x: Tensor) -> torch.dtype:
     """What autocast makes of an operand of a product, which then is made in one go; else the dtype of x."""
     kind = x.device.type
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qpass.qat.quantizer import Quantizer
+from qpass.qat.quantizer import Quantizer, product_dtype
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WEIGHT, INPUT = "weight_quantizer", "input_quantizer"
@@ -32,7 +32,8 @@ class Trained:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward, of a fake-quantized input and weight."""
         args, kwargs = self._rounded(args, kwargs)
-        weight = self.used[0](getattr(self, self.weight_name))
+        raw = getattr(self, self.weight_name)
+        weight = self.used[0](raw, id(self), raw.dtype if isinstance(self, nn.Embedding) else product_dtype(raw))
         if self.base.forward is nn.Linear.forward:
             return F.linear(*args, **kwargs, weight=weight, bias=self.bias)
         if any(self.base.forward is kind.forward for kind in CONVOLUTIONS):
@@ -48,10 +49,10 @@ class Trained:
         quantizer = self.used[1]
         if quantizer is None:
             return args, kwargs
-        if args:
-            return (quantizer(args[0]), *args[1:]), kwargs
-        name = next(iter(kwargs))
-        return args, {**kwargs, name: quantizer(kwargs[name])}
+        name = None if args else next(iter(kwargs))
+        value = args[0] if args else kwargs[name]
+        rounded = quantizer(value, id(self), product_dtype(value))
+        return ((rounded, *args[1:]), kwargs) if args else (args, {**kwargs, name: rounded})
 
     def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
         return _remade, (self.base,), self.__getstate__() if hasattr(self, "__getstate__") else vars(self)

@@ -20,6 +20,7 @@ from qpass import affine
 from qpass.errors import QpassError
 from qpass.packing import Packed, pack
 from qpass.plan import Decision, Plan
+from qpass.qat.fast_path import allow_fast_path, leave_fast_path
 from qpass.qat.quantizer import Quantizer
 from qpass.qat.sites import make_float, make_trained, trained_modules, weight_of
 from qpass.qat.subgradients import Method
@@ -47,24 +48,24 @@ def training_of(model: nn.Module) -> Training | None:
 
 def trainable(model: nn.Module, plan: Plan) -> Plan:
     """The plan, with the sites that no module of the model stands for left in float."""
-    modules = dict(model.named_modules())
-    tensors = dict(model.named_parameters(remove_duplicate=False))
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     kept = Plan(plan.scheme, parameters=plan.parameters, notes=list(plan.notes))
     for d in plan:
         if d.is_output:
             continue
-        module = modules.get(d.site.rpartition(":")[0])
-        alone = d.quantized and module is not None and held_as(module, tensors.get(d.weight)) is not None
-        if alone and not isinstance(module, nn.MultiheadAttention):
+        path = d.site.rpartition(":")[0]
+        own = d.quantized and path in modules and own_name(modules[path], parameters.get(d.weight))
+        if own and not isinstance(modules[path], nn.MultiheadAttention):
             kept.decisions[d.site] = d
         else:
             kept.decisions[d.site] = d.as_float(d.why or NO_MODULE)
     return kept
 
 
-def held_as(module: nn.Module, weight: Tensor | None) -> str | None:
-    """The name under which a module itself holds a parameter (a tied one has a path in another module too)."""
-    return next((name for name, p in module._parameters.items() if p is not None and p is weight), None)
+def own_name(module: nn.Module, parameter: Tensor | None) -> str | None:
+    """What a module calls a parameter of its own; a plan names one by its first path in the model."""
+    mine = (name for name, each in module._parameters.items() if each is not None and each is parameter)
+    return next(mine, None)
 
 
 def install_training(model: nn.Module, plan: Plan, method: Method, published: bool) -> None:
@@ -72,15 +73,14 @@ def install_training(model: nn.Module, plan: Plan, method: Method, published: bo
     weights: dict[str, Quantizer] = {}
     inputs: dict[str, Quantizer] = {}
     owned: set[int] = set()
-    modules = dict(model.named_modules())
-    tensors = dict(model.named_parameters(remove_duplicate=False))
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     for d in plan.quantized:
         module = modules[d.site.rpartition(":")[0]]
         if hasattr(module, "used"):
             inputs.setdefault(d.group, module.used[1])
             continue
-        parameter = tensors[d.weight]
-        name = held_as(module, parameter)
+        name = own_name(module, parameters[d.weight])
+        parameter = module._parameters[name]
         learns = any(p.requires_grad for p in module.parameters(recurse=False))
         if d.weight not in weights:
             weights[d.weight] = _of_weight(d, parameter, method, published, learns)
@@ -94,6 +94,7 @@ def install_training(model: nn.Module, plan: Plan, method: Method, published: bo
     }
     record = Training(dataclasses.replace(plan, decisions=bare), method.name)
     vars(model)[RECORD] = record
+    leave_fast_path(model)
 
 
 def _of_weight(d: Decision, parameter: Tensor, method: Method, published: bool, learns: bool) -> Quantizer:
@@ -173,4 +174,5 @@ def float_model(model: nn.Module, inplace: bool = False) -> nn.Module:
     for module in trained_modules(target).values():
         make_float(module)
     vars(target).pop(RECORD, None)
+    allow_fast_path(target)
     return target
