@@ -22,7 +22,7 @@ from qpass.plan import Plan
 SEED, HIDDEN, NOISE, DTYPE = 29, 6, 0.3, torch.float64
 POINTS, HELD_OUT = 1024, 4096
 FLOAT_STEPS, FLOAT_RATE = 1000, 0.05
-STEPS, RATE = 1500, 0.1  # of the training at few bits, D too, whose rate is relative to D
+STEPS, RATE = 2500, 0.05  # of the training at few bits, D too, whose rate is relative to D
 SCHEMES = ("w4a4-c", "w2a2-c")  # -c: a D for each output channel of a weight
 PLAIN = "smooth=none,equalize=none,bias=none"  # as prepare_qat begins: nothing is folded into other numbers
 BLOCKS = " ▏▎▍▌▋▊▉█"

@@ -126,11 +126,12 @@ class Quantizer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Moves to a device, but to no other dtype: model.bfloat16() leaves steps and ranges as they are."""
+        """Moves to a device, and to float64 and back: model.bfloat16() leaves steps and ranges in float32."""
 
         def moved(t: Tensor) -> Tensor:
             there = fn(t)
-            return there if there.dtype == t.dtype else t.to(there.device)
+            narrow = there.is_floating_point() and there.dtype.itemsize < torch.float32.itemsize
+            return t.to(there.device) if narrow else there
 
         return super()._apply(moved, recurse)
 
