@@ -36,11 +36,13 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/minilm.py $(ARGS)
 	$(BIN)/python -m tests.benchmarks.native_conv
 	$(BIN)/python tests/benchmarks/images.py $(ARGS)
+	$(BIN)/python tests/benchmarks/training_cost.py
 
 accuracy: $(STAMP)
 	$(BIN)/python tests/benchmarks/minilm.py --accuracy
 	$(BIN)/python tests/benchmarks/digits.py
 	$(BIN)/python tests/benchmarks/language.py
+	$(BIN)/python tests/benchmarks/training.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

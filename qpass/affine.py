@@ -87,7 +87,7 @@ def expand(param: Tensor, qtype: QType, ndim: int) -> Tensor:
 
 def quantize(x: Tensor, scale: Tensor, zero: Tensor | None, qtype: QType) -> Tensor:
     """Codes of `x`, in `qtype.storage` and the shape of `x`."""
-    math = _math_dtype(x.dtype)
+    math = math_dtype(x.dtype)
     q = x.to(math) / expand(scale, qtype, x.ndim).to(math)
     if not qtype.is_float:
         q = torch.round(q)
@@ -100,7 +100,7 @@ def dequantize(
     q: Tensor, scale: Tensor, zero: Tensor | None, qtype: QType, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """The values codes stand for, in `dtype` and the shape of `q`."""
-    math = _math_dtype(dtype)
+    math = math_dtype(dtype)
     x = q.to(math)
     if zero is not None:
         x = x - expand(zero, qtype, q.ndim).to(math)
@@ -113,5 +113,6 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     return dequantize(q, qparams.scale, qparams.zero, qparams.type, x.dtype)
 
 
-def _math_dtype(dtype: torch.dtype) -> torch.dtype:
+def math_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What values of a dtype are computed in."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -77,6 +77,18 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(values)
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; at the end each module is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 class Caught(Exception):
     """A call that was stopped where its graph begins: which graph, and its arguments."""
 

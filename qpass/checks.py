@@ -21,10 +21,15 @@ from qpass.schemes import Scheme
 from qpass.storage import fingerprint
 
 
-def check_model(model: object) -> None:
-    """A model that can be quantized: an eval-mode module with real float tensors that is not compiled yet."""
+def check_module(model: object) -> None:
+    """A module at all."""
     if not isinstance(model, nn.Module):
         raise QpassError(f"model is a {type(model).__name__}; expected a torch.nn.Module.")
+
+
+def check_model(model: object) -> None:
+    """A model that can be quantized: an eval-mode module with real float tensors that is not compiled yet."""
+    check_module(model)
     kind = type(model).__name__
     if hasattr(model, "_orig_mod"):
         raise QpassError("model is already compiled by torch.compile; pass the module itself, model._orig_mod.")

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from torch import nn
 
 from qpass.api import RecipeLike, analyze
-from qpass.calibrate import Batch
+from qpass.calibrate import Batch, evaluating
+from qpass.checks import check_module
 from qpass.errors import QpassError, nearest
 from qpass.memory import give_back
 from qpass.passes.other_sites import LOOKUP
@@ -56,13 +57,8 @@ def prepare_qat(
         )
     if calibration is None and example_inputs is not None:
         calibration = [example_inputs]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         plan = analyze(model, parsed, example_inputs, calibration, rules)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     plan = trainable(model, plan)
     _check_plan(model, plan, rules)
     target = model if inplace else copy.deepcopy(model)
@@ -79,8 +75,7 @@ def _bare(scheme: Scheme) -> Scheme:
 
 
 def _check(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise QpassError(f"model is a {type(model).__name__}; expected a torch.nn.Module.")
+    check_module(model)
     record = training_of(model)
     if record is not None:
         raise QpassError(

@@ -72,7 +72,7 @@ VIEWS = (
 )
 
 
-SYMBOL = re.compile(r"\b[su]\d+\b(?!/)")  # s3, u0; not the number of a type such as u8/t
+SYMBOL = re.compile(r"\b[su]\d+\b(?!/(?:t|token|sample|[cg]\d+)\b)")  # s3, u0; not the number of a type, u8/t
 SITES = re.compile(r"  [\w.+]*:[\w.:+]*|  <- \w+")  # which site a line comes from does not change the kernel
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qpass.affine import math_dtype
 from qpass.qat.blocks import blocked, spread, summed
 from qpass.qat.subgradients.subgradient import Elements, Subgradient
 from qpass.qtype import QType
@@ -22,16 +23,11 @@ from qpass.qtype import QType
 BELOW, ABOVE, PARTS = -128, 127, 240
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """What values of a dtype are computed in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def forward(
     x: Tensor, step: Tensor, zero: Tensor | None, qtype: QType, dtype: torch.dtype, coded: bool
 ) -> tuple[Tensor, Tensor | None]:
     """(y in dtype, code or None). step, zero: float32 of the type's shape; zero holds whole numbers."""
-    view = blocked(x, qtype).to(wide(x.dtype))
+    view = blocked(x, qtype).to(math_dtype(x.dtype))
     s = spread(step, qtype, x.dim()).to(view.dtype)
     z = 0.0 if zero is None else spread(zero, qtype, x.dim()).to(view.dtype)
     exact = view / s
@@ -49,7 +45,7 @@ def backward(
     grad: Tensor, seen: Tensor, step: Tensor, zero: Tensor | None, qtype: QType, rule: Subgradient, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(dL/dx in dtype, dL/ds, dL/dz), the last two summed and None where the rule learns none. seen: code, or x itself."""
-    g = blocked(grad, qtype).to(wide(dtype))
+    g = blocked(grad, qtype).to(math_dtype(dtype))
     s = spread(step, qtype, seen.dim()).to(g.dtype)
     z = torch.zeros((), dtype=g.dtype, device=g.device)
     z = z if zero is None else spread(zero, qtype, seen.dim()).to(g.dtype)

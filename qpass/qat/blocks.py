@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qpass import affine
 from qpass.qtype import QType
 
 
@@ -21,9 +22,7 @@ def blocked(x: Tensor, qtype: QType) -> Tensor:
 
 def spread(param: Tensor, qtype: QType, ndim: int) -> Tensor:
     """A step or offset, to broadcast against the view of a value of `ndim` axes."""
-    if qtype.axis is not None:
-        return param.reshape([-1 if axis == qtype.axis else 1 for axis in range(ndim)])
-    return param if qtype.group is None else param.unsqueeze(-1)
+    return affine.expand(param, qtype, ndim) if qtype.group is None else param.unsqueeze(-1)
 
 
 def summed(terms: Tensor, qtype: QType) -> Tensor:
@@ -34,3 +33,9 @@ def summed(terms: Tensor, qtype: QType) -> Tensor:
         return terms.sum()
     others = [axis for axis in range(terms.dim()) if axis != qtype.axis]
     return terms.sum(others) if others else terms
+
+
+def mean(terms: Tensor, qtype: QType) -> Tensor:
+    """Means over the values of each step."""
+    total = summed(terms, qtype)
+    return total / (terms.numel() / max(total.numel(), 1))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qpass.calibrate import evaluating
 from qpass.errors import QpassError
 
 
@@ -37,14 +38,8 @@ def distillation_loss(
 
 
 def _answers(teacher: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    modes = [(module, module.training) for module in teacher.modules()]
-    teacher.eval()
-    try:
-        with torch.no_grad():
-            return teacher(*args, **kwargs)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(teacher), torch.no_grad():
+        return teacher(*args, **kwargs)
 
 
 def _logits(output: Any, whose: str) -> Tensor:

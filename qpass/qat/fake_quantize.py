@@ -88,10 +88,7 @@ class _Dynamic(torch.autograd.Function):
 def dynamic(x: Tensor, qtype: QType, dtype: torch.dtype) -> Tensor:
     """`x` as it comes back from codes whose parameters are those of its own rows or samples, in dtype."""
     scale, zero = affine.choose_dynamic(x, qtype)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    q = torch.round(x.to(wide) / scale)
-    z = 0.0 if zero is None else zero.to(wide)
-    return (((q + z).clamp(qtype.qmin, qtype.qmax) - z) * scale).to(dtype)
+    return forward(x, scale, zero, qtype, dtype, False)[0]
 
 
 def fake_quantize_dynamic(x: Tensor, qtype: QType, dtype: torch.dtype | None = None) -> Tensor:

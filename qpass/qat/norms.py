@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qpass.calibrate import Batch, call_arguments
+from qpass.calibrate import Batch, call_arguments, evaluating
 from qpass.errors import QpassError
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -45,15 +45,13 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Batch]) -> int:
         )
     before: list[tuple[nn.Module, Any]] = [(norm, norm.momentum) for norm in norms]
     kept = [(n.running_mean.clone(), n.running_var.clone(), n.num_batches_tracked.clone()) for n in norms]
-    modes = {module: module.training for module in model.modules()}
-    count = 0
     try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean of all batches
-            norm.train()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean of all batches
+                norm.train()
+            count = 0
             for count, batch in enumerate(batches, 1):
                 args, kwargs = call_arguments(batch, f"batch {count - 1}")
                 model(*args, **kwargs)
@@ -68,8 +66,6 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Batch]) -> int:
     finally:
         for norm, momentum in before:
             norm.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
     return count
 
 

@@ -32,9 +32,7 @@ def damping(model: nn.Module) -> Tensor:
     terms = []
     for weight, quantizer in _weights(model):
         params = quantizer.params(weight)
-        low, high = (
-            (code - _zero(params, weight)) * _step(params, weight) for code in (params.type.qmin, params.type.qmax)
-        )
+        low, high = (_real(torch.full_like(weight, code), params) for code in (params.type.qmin, params.type.qmax))
         rounded = affine.fake_quantize(weight.detach(), params)
         terms.append((rounded - torch.minimum(torch.maximum(weight, low), high)).square().sum())
     return torch.stack(terms).sum() if terms else torch.zeros(())
@@ -93,7 +91,7 @@ class Oscillation:
     def _freeze(self, state: _State, weight: Tensor, params: QParams) -> None:
         state.frozen |= state.frequency > self.threshold
         if bool(state.frozen.any()):
-            kept = (state.average.round() - _zero(params, weight)) * _step(params, weight)
+            kept = _real(state.average.round(), params)
             weight.copy_(torch.where(state.frozen, kept.to(weight.dtype), weight))
 
 
@@ -103,9 +101,6 @@ def _weights(model: nn.Module) -> list[tuple[Tensor, Quantizer]]:
     return list(found.values())
 
 
-def _step(params: QParams, weight: Tensor) -> Tensor:
-    return affine.expand(params.scale, params.type, weight.dim())
-
-
-def _zero(params: QParams, weight: Tensor) -> Tensor | float:
-    return 0.0 if params.zero is None else affine.expand(params.zero, params.type, weight.dim()).float()
+def _real(codes: Tensor, params: QParams) -> Tensor:
+    """What codes, whole numbers of any dtype, stand for."""
+    return affine.dequantize(codes, params.scale, params.zero, params.type)

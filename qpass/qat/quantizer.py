@@ -52,22 +52,22 @@ class Quantizer(nn.Module):
             self.log_step = nn.Parameter(params.scale.log(), requires_grad=learns)
             if params.zero is not None:
                 offset, moves = params.zero.float(), learns and rule.to_offset is not None
-                self.offset = nn.Parameter(offset, requires_grad=True) if moves else None
-                if not moves:
-                    del self.offset
+                if moves:
+                    self.offset = nn.Parameter(offset)
+                else:
                     self.register_buffer("offset", offset)
         elif not is_weight:
             zero = 0 if params.zero is None else params.zero
             self.register_buffer("low", (qtype.qmin - zero) * params.scale)
             self.register_buffer("high", (qtype.qmax - zero) * params.scale)
 
-    def params(self, x: Tensor) -> QParams:
-        """Scale and zero point in use; x: the weight, whose range some rules look at."""
+    def params(self, weight: Tensor | None = None) -> QParams:
+        """Scale and zero point in use. weight: where it is one, as some rules look at its range."""
         if self.rule.learns:
             offset = getattr(self, "offset", None)
             zero = None if offset is None else whole(offset.detach(), self.type).to(torch.int32)
             return QParams(self.log_step.detach().exp().to(torch.float32), zero, self.type)
-        lo, hi = affine.limits(x.detach().float(), self.type) if self.is_weight else (self.low, self.high)
+        lo, hi = (self.low, self.high) if weight is None else affine.limits(weight.detach().float(), self.type)
         return affine.choose_qparams(lo, hi, self.type)
 
     def forward(self, x: Tensor, reader: int = 0, dtype: torch.dtype | None = None) -> Tensor:
@@ -91,7 +91,7 @@ class Quantizer(nn.Module):
         if not self.rule.learns and not self.is_weight and self.training and x.numel():
             self._follow(x.detach())
         if not self.rule.learns:
-            now = self.params(x)
+            now = self.params(x if self.is_weight else None)
             zero = None if now.zero is None else now.zero.float()
             return fake_quantize(x, now.scale, zero, self.type, self.rule, dtype, stays=self.is_weight)
         step = self.log_step.exp().to(torch.float32)

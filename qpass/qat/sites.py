@@ -55,7 +55,7 @@ class Trained:
         return ((rounded, *args[1:]), kwargs) if args else (args, {**kwargs, name: rounded})
 
     def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
-        return _remade, (self.base,), self.__getstate__() if hasattr(self, "__getstate__") else vars(self)
+        return _remade, (self.base,), self.__getstate__()
 
 
 @functools.cache

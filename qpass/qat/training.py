@@ -30,7 +30,6 @@ from qpass.storage import fingerprint
 RECORD = "qpass_training"  # the attribute of a prepared model that says what it was prepared for
 MARGIN = 0.05  # of a step: how far from the edge of its code's range a weight starts
 NO_MODULE = "its product is not that of a module of its own, and training fake-quantizes modules"
-INPUT_STEP = torch.zeros(0)  # in the place of an input's step that is trained
 
 
 @dataclass
@@ -156,15 +155,13 @@ def lowered(model: nn.Module, inplace: bool = False) -> tuple[nn.Module, Plan]:
 def _codes(quantizer: Quantizer, weight: Tensor) -> Packed:
     params = quantizer.params(weight).check(quantizer.site)
     codes = affine.quantize(weight.detach(), params.scale, params.zero, params.type)
-    held = (None if t is None else t.cpu() for t in (codes, params.scale, params.zero))
-    data, scale, zero = held
-    return pack(data, scale, params.type, None, zero)
+    return pack(codes, params.scale, params.type, None, params.zero).to("cpu")
 
 
 def _with_input(d: Decision, quantizer: Quantizer | None) -> Decision:
     if quantizer is None or quantizer.dynamic:
         return d
-    params = quantizer.params(INPUT_STEP).check(quantizer.site).to("cpu")
+    params = quantizer.params().check(quantizer.site).to("cpu")
     return dataclasses.replace(d, input_scale=params.scale, input_zero=params.zero)
 
 

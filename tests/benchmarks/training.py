@@ -13,7 +13,6 @@ matplotlib, PNG.
 from __future__ import annotations
 
 import argparse
-import copy
 import datetime
 import fnmatch
 import hashlib
@@ -126,7 +125,7 @@ class Run:
 
 def control(task: Task, seed: int) -> Run:
     """The float model, trained on."""
-    run = Run(task, copy.deepcopy(task.start(seed)), seed, f"{task.name}-{seed}-float-{key(task.name, seed)}", None)
+    run = Run(task, task.start(seed), seed, f"{task.name}-{seed}-float-{key(task.name, seed)}", None)
     run.train()
     return run
 

@@ -11,7 +11,6 @@ images of 32 x 32.
 from __future__ import annotations
 
 import argparse
-import copy
 import datetime
 import gc
 import multiprocessing
@@ -68,7 +67,7 @@ def setting(kind: str) -> tuple[nn.Module, Tensor, Callable[[nn.Module, Tensor],
 def prepared(kind: str, scheme: str, model: nn.Module, batch: Tensor) -> nn.Module:
     """The model in training under a scheme; `float`: as it is."""
     if scheme == "float":
-        return copy.deepcopy(model)
+        return model
     recipe = {} if kind == "cnn" else {"head": None}
     example = batch if kind == "cnn" else batch[:, :-1]
     return qpass.prepare_qat(model, f"{scheme},solver=rtn", example[:8], None, recipe)

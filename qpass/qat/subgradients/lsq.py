@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qpass import affine
-from qpass.qat.blocks import blocked, summed
+from qpass.qat.blocks import blocked, mean
 from qpass.qat.subgradients.subgradient import Elements, Subgradient, clipped
 from qpass.qtype import QParams, QType
 
@@ -26,12 +26,10 @@ def to_step(e: Elements) -> Tensor:
 
 def start(x: Tensor, qtype: QType) -> QParams:
     """The published first step. An unsigned type has offset 0 for values that are nowhere negative, else its middle."""
-    wide = blocked(x.detach().float(), qtype)
     negative = bool((x < 0).any())
     top = qtype.qmax if qtype.signed or not negative else (qtype.qmax - qtype.qmin) // 2
-    mean = summed(wide.abs(), qtype) / summed(torch.ones_like(wide), qtype)
-    step = (2 * mean / top**0.5).clamp(min=affine.MIN_SCALE)
-    step = torch.where(mean > 0, step, 1.0)
+    size = mean(blocked(x.detach().float(), qtype).abs(), qtype)
+    step = torch.where(size > 0, (2 * size / top**0.5).clamp(min=affine.MIN_SCALE), 1.0)
     zero = None if qtype.symmetric else torch.full_like(step, qtype.qmax - top, dtype=torch.int32)
     return QParams(step, zero, qtype)
 

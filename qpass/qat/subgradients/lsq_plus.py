@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qpass import affine
-from qpass.qat.blocks import blocked, spread, summed
+from qpass.qat.blocks import blocked, mean, spread
 from qpass.qat.subgradients.lsq import to_step
 from qpass.qat.subgradients.subgradient import Elements, Subgradient, clipped
 from qpass.qtype import QParams, QType
@@ -30,10 +30,9 @@ def to_offset(e: Elements) -> Tensor:
 def start(x: Tensor, qtype: QType) -> QParams:
     """Steps of mean - 3 sigma .. mean + 3 sigma of the values of each."""
     wide = blocked(x.detach().float(), qtype)
-    count = summed(torch.ones_like(wide), qtype)
-    mean = summed(wide, qtype) / count
-    sigma = (summed((wide - spread(mean, qtype, x.dim())).square(), qtype) / count).sqrt()
-    return affine.choose_qparams(mean - SIGMAS * sigma, mean + SIGMAS * sigma, qtype)
+    middle = mean(wide, qtype)
+    sigma = mean((wide - spread(middle, qtype, x.dim())).square(), qtype).sqrt()
+    return affine.choose_qparams(middle - SIGMAS * sigma, middle + SIGMAS * sigma, qtype)
 
 
 LSQ_PLUS = Subgradient("lsq+", clipped, to_step, to_offset, start)
