@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from qpass.api import RecipeLike, analyze
-from qpass.calibrate import Batch, evaluating
+from qpass.calibrate import Batch, buffers_kept, evaluating
 from qpass.checks import check_module
 from qpass.errors import QpassError, nearest
 from qpass.memory import give_back
@@ -57,9 +57,11 @@ def prepare_qat(
         )
     if calibration is None and example_inputs is not None:
         calibration = [example_inputs]
+    example = calibration[0] if example_inputs is None and isinstance(calibration, Sequence) else example_inputs
     with evaluating(model):
         plan = analyze(model, parsed, example_inputs, calibration, rules)
-    plan = trainable(model, plan)
+        with buffers_kept(model):
+            plan = trainable(model, plan, example)
     _check_plan(model, plan, rules)
     target = model if inplace else copy.deepcopy(model)
     install_training(target, plan, chosen, start == "published")

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import qpass
 from qpass.qat import float_model, switch
 from qpass.qat.sites import trained_modules
+from qpass.qat.training import training_of
 from tests.models import relative
 from tests.models_training import Gated, prepared, quantized_calls
 
@@ -113,3 +114,44 @@ def test_own_forward_by_keyword_and_positional():
     assert torch.equal(t.gate(input=x), t.gate(x))
     weight, value = t.gate.used[0](t.gate.weight), t.gate.used[1](x)
     assert torch.equal(t.gate(x), F.linear(value, weight, t.gate.bias))
+
+
+class Cosine(nn.Linear):
+    """A linear of what it makes of its input."""
+
+    def forward(self, x):
+        return super().forward(F.normalize(x, dim=-1))
+
+
+class Product(nn.Linear):
+    """A linear of its input, with a forward of its own."""
+
+    def forward(self, x):
+        rows = x.reshape(-1, self.in_features)
+        return (rows @ self.weight.T + self.bias).view(*x.shape[:-1], -1)
+
+
+class Two(nn.Module):
+    """A module with parameters of its own in the middle of others, and with two of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.cosine, self.product = nn.Linear(16, 16), Cosine(16, 16), Product(16, 16)
+        self.one, self.two = (nn.Parameter(torch.randn(16, 16) / 4) for _ in range(2))
+
+    def forward(self, x):
+        h = self.product(torch.relu(self.cosine(self.inner(x))))
+        return F.linear(torch.relu(F.linear(h, self.one)), self.two)
+
+
+def test_modules_that_multiply_something_else_than_their_argument():
+    x = torch.randn(2, 3, 16)
+    for scheme, weights in (("w4a4", ["inner", "product"]), ("w4a4-dynamic", ["inner", "product"])):
+        t = moved(prepared(Two(), scheme, x), x)
+        assert compiled_as_trained(t, x) == weights
+        why = {d.site: d.why for d in training_of(t).plan}
+        assert "first argument" in why["cosine:linear.0"]
+        assert "first argument" in why[":linear.0"]
+    t = moved(prepared(Two(), "w4a16-g8", x), x)  # weights alone: of two in one module, one
+    assert "fake-quantized already" in {d.site: d.why for d in training_of(t).plan}[":linear.1"]
+    assert compiled_as_trained(t, x) == ["", "cosine", "inner", "product"]

@@ -101,7 +101,7 @@ class Quantizer(nn.Module):
 
     def _follow(self, x: Tensor) -> None:
         """Moves the range, once for each forward pass: activation checkpointing runs it again, inside of the backward one."""
-        if torch._C._current_graph_task_id() != -1:
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             return
         lo, hi = affine.limits(x.float(), self.type)
         self.low.lerp_(lo, EMA)

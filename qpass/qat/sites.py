@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +34,7 @@ class Trained:
         """The module's own forward, of a fake-quantized input and weight."""
         args, kwargs = self._rounded(args, kwargs)
         raw = getattr(self, self.weight_name)
-        weight = self.used[0](raw, id(self), raw.dtype if isinstance(self, nn.Embedding) else product_dtype(raw))
+        weight = self.used[0](raw, dtype=raw.dtype if isinstance(self, nn.Embedding) else product_dtype(raw))
         if self.base.forward is nn.Linear.forward:
             return F.linear(*args, **kwargs, weight=weight, bias=self.bias)
         if any(self.base.forward is kind.forward for kind in CONVOLUTIONS):
@@ -51,7 +52,8 @@ class Trained:
             return args, kwargs
         name = None if args else next(iter(kwargs))
         value = args[0] if args else kwargs[name]
-        rounded = quantizer(value, id(self), product_dtype(value))
+        reader = 0 if torch.compiler.is_compiling() else id(self)  # it is compiled for this module alone
+        rounded = quantizer(value, reader, product_dtype(value))
         return ((rounded, *args[1:]), kwargs) if args else (args, {**kwargs, name: rounded})
 
     def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:

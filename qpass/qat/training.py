@@ -11,15 +11,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qpass import affine
+from qpass.calibrate import Batch, call_arguments
 from qpass.errors import QpassError
 from qpass.packing import Packed, pack
 from qpass.plan import Decision, Plan
+from qpass.qat.arguments import with_other_operands
 from qpass.qat.fast_path import allow_fast_path, leave_fast_path
 from qpass.qat.quantizer import Quantizer
 from qpass.qat.sites import make_float, make_trained, trained_modules, weight_of
@@ -29,6 +34,11 @@ from qpass.storage import fingerprint
 
 RECORD = "qpass_training"  # the attribute of a prepared model that says what it was prepared for
 MARGIN = 0.05  # of a step: how far from the edge of its code's range a weight starts
+TWO_WEIGHTS = "its module has {} fake-quantized already, and training does so with one weight of a module"
+OTHER_OPERAND = (
+    "the product in its module is not that of the module's first argument, which is what training fake-quantizes; a weight-"
+    "only scheme can be trained there"
+)
 NO_MODULE = "its product is not that of a module of its own, and training fake-quantizes modules"
 
 
@@ -45,20 +55,41 @@ def training_of(model: nn.Module) -> Training | None:
     return vars(model).get(RECORD)
 
 
-def trainable(model: nn.Module, plan: Plan) -> Plan:
-    """The plan, with the sites that no module of the model stands for left in float."""
+def trainable(model: nn.Module, plan: Plan, example: Batch | None = None) -> Plan:
+    """The plan, with the sites that no module stands for left in float. example: what the model is called with."""
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
+    held: dict[str, str] = {}  # path of a module -> its parameter that is fake-quantized
+    rounded: dict[nn.Module, Decision] = {}
     kept = Plan(plan.scheme, parameters=plan.parameters, notes=list(plan.notes))
     for d in plan:
         if d.is_output:
             continue
         path = d.site.rpartition(":")[0]
-        own = d.quantized and path in modules and own_name(modules[path], parameters.get(d.weight))
-        if own and not isinstance(modules[path], nn.MultiheadAttention):
-            kept.decisions[d.site] = d
-        else:
-            kept.decisions[d.site] = d.as_float(d.why or NO_MODULE)
+        module = modules.get(path)
+        own = d.quantized and module is not None and own_name(module, parameters.get(d.weight))
+        if not own or isinstance(module, nn.MultiheadAttention):
+            d = d.as_float(d.why or NO_MODULE)
+        elif held.setdefault(path, d.weight) != d.weight:
+            d = d.as_float(TWO_WEIGHTS.format(held[path]))
+        elif d.input_type is not None:
+            rounded.setdefault(module, d)
+        kept.decisions[d.site] = d
+    names = {module: own_name(module, parameters[d.weight]) for module, d in rounded.items()}
+    for module in with_other_operands(names, _calls(model, rounded, example)):
+        for d in [d for d in kept.quantized if modules[d.site.rpartition(":")[0]] is module]:
+            kept.decisions[d.site] = d.as_float(OTHER_OPERAND)
     return kept
+
+
+def _calls(model: nn.Module, sites: Mapping[nn.Module, Decision], example: Batch | None) -> Iterator[Callable[[], Any]]:
+    """Calls that come to the modules: that of the model, else one of each module with rows of zeros."""
+    if example is not None:
+        args, kwargs = call_arguments(example, "example_inputs")
+        yield lambda: model(*args, **kwargs)
+        return
+    for module, d in sites.items():
+        weight = next(module.parameters(recurse=False))
+        yield functools.partial(module, weight.new_zeros(2, d.shape[1]))
 
 
 def own_name(module: nn.Module, parameter: Tensor | None) -> str | None:
