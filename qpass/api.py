@@ -63,8 +63,8 @@ def compile(
     """
     Settings.from_env()
     checks.check_model(model)
-    if plan is None and training_of(model) is not None:
-        checks.check_trained_alone(scheme, calibration, recipe, checkpoint)
+    if training_of(model) is not None:
+        checks.check_trained_alone(scheme, calibration, recipe, checkpoint, plan)
         model, plan = lowered(model, inplace)
         inplace = True
     chosen, mode = backend_named(backend, checks.device_of(model)), check_mode(mode)

@@ -131,7 +131,7 @@ def check_trained_alone(*others: object) -> None:
     if any(value is not None for value in others):
         raise QpassError(
             "this model was prepared for a scheme and trained; it is compiled as it was trained: pass neither scheme, "
-            "calibration, recipe nor checkpoint (qpass.qat.float_model gives its float weights, for another scheme)."
+            "calibration, recipe, checkpoint nor plan (qpass.qat.float_model gives its float weights, for another scheme)."
         )
 
 
