@@ -23,7 +23,7 @@ from qpass.observations import Observations
 from qpass.pipeline import Settings
 from qpass.plan import Decision, Plan
 from qpass.processes import collected, listed, spread
-from qpass.qat.training import lowered, training_of
+from qpass.qat.training import lowered, trained_plan, training_of
 from qpass.resume import NOTHING_TO_RESUME, begin
 from qpass.runtime import all_or_nothing, attach, run_float
 from qpass.schemes import Recipe, Scheme
@@ -162,8 +162,13 @@ def analyze(
     checkpoint: a directory that takes the decisions of each group of sites as soon as it is solved, where linears are rounded
     in order of execution; the same call goes on from the last of them if it was interrupted. One pass over the batches
     writes nothing there, and the plan says so. With torch.distributed, all processes call it, each with batches of its own.
+
+    A model in training (`prepare_qat`) has a plan already: it comes back with the codes and steps of now.
     """
     checks.check_model(model)
+    if training_of(model) is not None:
+        checks.check_trained_alone(scheme, calibration, recipe, checkpoint, None)
+        return trained_plan(model)
     rules, schemes = _rules(scheme, calibration, recipe, checkpoint)
     if example_inputs is None and calibration is None:
         return _of_modules(model, rules)

@@ -89,6 +89,8 @@ def test_schemes_do_not_change_in_training():
         qpass.compile(t.eval(), scheme="w8a8-dynamic")
     with pytest.raises(QpassError, match="checkpoint nor plan"):
         qpass.compile(t, plan=qpass.analyze(net().eval(), "w8a16"))
+    with pytest.raises(QpassError, match="compiled as it was trained: pass neither scheme"):
+        qpass.analyze(t, "w8a8")
     qpass.prepare_qat(qpass.qat.float_model(t), "w8a8", torch.randn(8, 16))
 
 

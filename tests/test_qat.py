@@ -197,3 +197,15 @@ def test_a_prepared_model_can_be_cast(dtype):
     _, plan = lowered(t)
     assert all(d.packed.scale.dtype == torch.float32 for d in plan.quantized)
     assert relative(qpass.compile(t, backend="reference")(x), wanted) < (1e-5 if dtype == torch.float64 else 2e-2)
+
+
+def test_analyze_gives_the_trained_plan():
+    """Not the float model's: it compiles, with the float weights, to what compile(t) gives."""
+    x = batch()
+    t = train(qpass.prepare_qat(Gated(), "w4a4", x)).eval()
+    plan = qpass.analyze(t)
+    assert len(plan.quantized) == len(trained_modules(t))
+    with torch.no_grad():
+        wanted = qpass.compile(t, backend="reference")(x)
+        found = qpass.compile(qpass.qat.float_model(t), plan=plan, backend="reference")(x)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)

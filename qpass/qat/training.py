@@ -161,6 +161,12 @@ def lowered(model: nn.Module, inplace: bool = False) -> tuple[nn.Module, Plan]:
 
     It is a copy unless inplace; the plan can be compiled with the float model.
     """
+    plan = trained_plan(model)
+    return float_model(model, inplace), plan
+
+
+def trained_plan(model: nn.Module) -> Plan:
+    """The plan of a model in training, with the codes and steps it has now."""
     record = training_of(model)
     assert record is not None
     plan = dataclasses.replace(record.plan, decisions={})
@@ -180,7 +186,7 @@ def lowered(model: nn.Module, inplace: bool = False) -> tuple[nn.Module, Plan]:
         plan.decisions[name] = _with_input(
             dataclasses.replace(d, packed=packed[d.weight], made_from=prints[d.weight]), module.used[1]
         )
-    return float_model(model, inplace), plan
+    return plan
 
 
 def _codes(quantizer: Quantizer, weight: Tensor) -> Packed:

@@ -1,0 +1,127 @@
+"""One training of the training benchmark: batches, optimizer, schedule and curve; kept on disk every 25 steps."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from training_tasks import Task
+
+import qpass
+from qpass.backends.native.build import cache_folder
+from qpass.files import replacing
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT, WARM, LAST = 25, 10, 0.01  # steps between two looks; of the rise; the last rate, of the first
+SOURCES = ("training_runs.py", "training_tasks.py", "byte_gpt.py", "digits_nets.py")
+
+
+def key(*parts: Any) -> str:
+    """Names a run by what it is made of: this benchmark's sources, qpass's training, versions and options."""
+    files = [Path(__file__).parent / name for name in SOURCES] + sorted((ROOT / "qpass/qat").rglob("*.py"))
+    text = "\n".join([*(path.read_text() for path in files), torch.__version__, sys.version, *map(str, parts)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def rate(step: int, steps: int) -> float:
+    """A short rise, then one cosine, in parts of the task's rate."""
+    return min((step + 1) / WARM, 0.5 * (1 + math.cos(math.pi * step / steps)) + LAST)
+
+
+class Run:
+    """One training: model, optimizer and curve, on disk every KEPT steps."""
+
+    def __init__(self, task: Task, model: nn.Module, seed: int, name: str, teacher: nn.Module | None) -> None:
+        self.task, self.model, self.seed, self.teacher = task, model.train(), seed, teacher
+        groups = qpass.qat.param_groups(model, task.lr, task.decay, task.step_lr)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate(step, task.steps))
+        self.oscillation = qpass.qat.Oscillation(model)
+        self.curve: list[dict[str, float]] = []
+        self.path = cache_folder() / "training" / f"{name}.pt"
+        self.name = name
+
+    def resume(self) -> int:
+        """The step to go on with."""
+        try:
+            held = torch.load(self.path, weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError):
+            return 0
+        self.model.load_state_dict(held["model"])
+        self.optimizer.load_state_dict(held["optimizer"])
+        self.schedule.load_state_dict(held["schedule"])
+        self.curve = held["curve"]
+        return int(held["step"])
+
+    def keep(self, step: int) -> None:
+        """Writes what is needed to go on, whole or not at all."""
+        states = {n: getattr(self, n).state_dict() for n in ("model", "optimizer", "schedule")}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as part:
+            torch.save({**states, "curve": self.curve, "step": step}, part)
+
+    def train(self) -> None:
+        """All steps, from where an interrupted run was kept."""
+        began, start = self.resume(), time.perf_counter()
+        torch.manual_seed(self.seed)
+        for step in range(began, self.task.steps):
+            loss, share = self._step(step)
+            if (step + 1) % KEPT == 0 or step + 1 == self.task.steps:
+                self.curve.append({"step": step + 1, "loss": loss, "oscillating": share, **self._steps()})
+                self.keep(step + 1)
+                spent = time.perf_counter() - start
+                left = spent / (step + 1 - began) * (self.task.steps - step - 1)
+                print(
+                    f"  {self.name}: step {step + 1}, loss {loss:.4f}, {left:.0f} s left", file=sys.stderr, flush=True
+                )
+        self.model.eval()
+
+    def _step(self, step: int) -> tuple[float, float]:
+        batch = self.task.batch(self.seed, step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.task.autocast):
+            loss = self.task.loss(self.model, batch, self.teacher)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.task.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.task.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        return float(loss.detach()), self.oscillation.step()
+
+    def _steps(self) -> dict[str, float]:
+        """Geometric means of the step sizes of weights and of inputs."""
+        found = {"weight": [], "input": []}
+        for name, p in self.model.named_parameters():
+            if name.endswith("log_step"):
+                found["weight" if "weight_quantizer" in name else "input"].append(float(p.detach().mean()))
+        return {f"{kind} step": math.exp(statistics.fmean(values)) for kind, values in found.items() if values}
+
+
+def control(task: Task, seed: int) -> Run:
+    """The float model, trained on."""
+    run = Run(task, task.start(seed), seed, f"{task.name}-{seed}-float-{key(task.name, seed)}", None)
+    run.train()
+    return run
+
+
+def trained(task: Task, scheme: str, seed: int, method: str, teacher: nn.Module | None) -> Run:
+    """A variant, trained."""
+    calibration = task.calibration()
+    t = qpass.prepare_qat(task.start(seed), scheme, calibration[0], calibration, task.recipe, method=method)
+    name = f"{task.name}-{seed}-{scheme}-{method}-{key(task.name, seed, scheme, method, teacher is None)}"
+    run = Run(task, t, seed, name, teacher)
+    run.train()
+    return run
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """What is scored: the integers, on the exact backend."""
+    torch._dynamo.reset()
+    return qpass.compile(model, backend="reference")
