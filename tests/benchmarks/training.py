@@ -5,7 +5,8 @@ python tests/benchmarks/training.py [--task NAME ...] [--only GLOB ...] [--seed 
 
 Every variant starts from the float weights and gets a quarter of the steps that these were trained for: batches, rates and
 seeds are the same, and `float` itself gets them too, as the control that increases are over. A variant learns from the labels
-and from the control's answers (--no-distill: labels alone). What is scored is the compiled model, on the reference backend.
+and from the control's answers (--no-distill: labels alone). What is scored is the compiled model, on the reference backend,
+or another package's own fake-quantized model (--method).
 Each finished run is kept in the user's cache by what made it, an unfinished one as it was every 25 steps, so that an
 interrupted benchmark goes on from there. --write keeps each run's score and curve in results/training.json, beside those of
 other seeds and schemes, and makes the tables of docs/training.md and, with matplotlib, a plot of all that is there.
@@ -24,6 +25,7 @@ from torch import nn
 import qpass
 
 sys.path.insert(0, str(Path(__file__).parent))
+from training_peers import PEERS
 from training_records import Record, keep, record, report, table
 from training_runs import control, trained
 from training_tasks import NAMES, Task, tasks
@@ -48,7 +50,10 @@ def measure(task: Task, options: argparse.Namespace) -> list[Record]:
         print(f"{task.name}, seed {seed}: float {before:.4f}, control {base:.4f} {task.unit}", flush=True)
         for scheme in wanted:
             run = trained(task, scheme, seed, options.method, None if options.no_distill else float_run.model)
-            score = task.score(compiled(run.model))
+            if run is None:
+                print(f"{task.name}, {scheme}: {options.method} has no such scheme", flush=True)
+                continue
+            score = task.score(run.model if options.method in PEERS else compiled(run.model))
             found.append(record(task, seed, scheme, how, score, run.curve))
             print(f"{task.name}, seed {seed}, {scheme}: {score - base:+.4f} over the control", flush=True)
             if options.write:
@@ -61,7 +66,7 @@ def main() -> None:
     parser.add_argument("--task", action="append", choices=NAMES, help="may be repeated; all unless given")
     parser.add_argument("--only", action="append", metavar="GLOB", help="schemes; may be repeated")
     parser.add_argument("--seed", action="append", type=int, help="may be repeated; 0, 1 and 2 unless given")
-    parser.add_argument("--method", default="lsq+")
+    parser.add_argument("--method", default="lsq+", help=f"of qpass, or a package: {', '.join(PEERS)}")
     parser.add_argument("--no-distill", action="store_true", help="learn from labels alone")
     parser.add_argument("--sequences", type=int, default=512, help="of bytes that are scored")
     parser.add_argument("--write", action="store_true", help="keep scores and curves, and make the tables of docs")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from training_peers import PEERS
 from training_tasks import Task
 
 import qpass
@@ -20,12 +21,13 @@ from qpass.files import replacing
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT, WARM, LAST = 25, 10, 0.01  # steps between two looks; of the rise; the last rate, of the first
-SOURCES = ("training_runs.py", "training_tasks.py", "byte_gpt.py", "digits_nets.py")
+SOURCES = ("training_runs.py", "training_tasks.py", "training_peers.py", "byte_gpt.py", "digits_nets.py")
 
 
-def key(*parts: Any) -> str:
-    """Names a run by what it is made of: this benchmark's sources, qpass's training, versions and options."""
-    files = [Path(__file__).parent / name for name in SOURCES] + sorted((ROOT / "qpass/qat").rglob("*.py"))
+def key(*parts: Any, quantized: bool = True) -> str:
+    """Names a run by what it is made of: this benchmark's sources, qpass's training if it has a part, versions, options."""
+    files = [Path(__file__).parent / name for name in SOURCES]
+    files += sorted((ROOT / "qpass/qat").rglob("*.py")) if quantized else []
     text = "\n".join([*(path.read_text() for path in files), torch.__version__, sys.version, *map(str, parts)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -40,7 +42,7 @@ class Run:
 
     def __init__(self, task: Task, model: nn.Module, seed: int, name: str, teacher: nn.Module | None) -> None:
         self.task, self.model, self.seed, self.teacher = task, model.train(), seed, teacher
-        groups = qpass.qat.param_groups(model, task.lr, task.decay, task.step_lr)
+        groups = _groups(task, model)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate(step, task.steps))
         self.oscillation = qpass.qat.Oscillation(model)
@@ -104,24 +106,32 @@ class Run:
         return {f"{kind} step": math.exp(statistics.fmean(values)) for kind, values in found.items() if values}
 
 
+def _groups(task: Task, model: nn.Module) -> list[dict[str, Any]]:
+    """Steps have their rate, also those that brevitas calls scales."""
+    scales = [p for name, p in model.named_parameters() if ".scaling_impl." in name]
+    groups = qpass.qat.param_groups(model, task.lr, task.decay, task.step_lr)
+    for group in groups:
+        group["params"] = [p for p in group["params"] if all(p is not scale for scale in scales)]
+    return [*groups, {"params": scales, "lr": task.step_lr, "weight_decay": 0.0}] if scales else groups
+
+
 def control(task: Task, seed: int) -> Run:
     """The float model, trained on."""
-    run = Run(task, task.start(seed), seed, f"{task.name}-{seed}-float-{key(task.name, seed)}", None)
+    run = Run(task, task.start(seed), seed, f"{task.name}-{seed}-float-{key(task.name, seed, quantized=False)}", None)
     run.train()
     return run
 
 
-def trained(task: Task, scheme: str, seed: int, method: str, teacher: nn.Module | None) -> Run:
-    """A variant, trained."""
-    calibration = task.calibration()
-    t = qpass.prepare_qat(task.start(seed), scheme, calibration[0], calibration, task.recipe, method=method)
+def trained(task: Task, scheme: str, seed: int, method: str, teacher: nn.Module | None) -> Run | None:
+    """A variant, trained; None of a scheme that a peer lacks."""
+    batches = task.calibration()
+    if method in PEERS:
+        t = PEERS[method](task.start(seed), scheme, batches, task.recipe)
+        if t is None:
+            return None
+    else:
+        t = qpass.prepare_qat(task.start(seed), scheme, batches[0], batches, task.recipe, method=method)
     name = f"{task.name}-{seed}-{scheme}-{method}-{key(task.name, seed, scheme, method, teacher is None)}"
     run = Run(task, t, seed, name, teacher)
     run.train()
     return run
-
-
-def compiled(model: nn.Module) -> nn.Module:
-    """What is scored: the integers, on the exact backend."""
-    torch._dynamo.reset()
-    return qpass.compile(model, backend="reference")
