@@ -1,7 +1,7 @@
 """Other packages' quantization-aware training on the same runs, where they are installed: `training.py --method torchao`.
 
-A peer takes a model, a scheme, batches for first steps and the layers that are kept (None: float, else their scheme); it gives a
-model that is trained like any other. What is scored is its own fake-quantized forward pass. A scheme it lacks is skipped.
+A peer takes a model, a scheme, batches for first steps and the layers that are kept (None: float, else their scheme). What
+comes back is trained like any other model; scored is its own fake-quantized forward pass. A scheme it lacks is skipped.
 """
 
 from __future__ import annotations
