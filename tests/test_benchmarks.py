@@ -65,3 +65,33 @@ def test_every_variant_is_named_once(script):
     names = [name for name, *_ in script.VARIANTS]
     assert len(set(names)) == len(names)
     assert set(script.PEERS) < set(names)
+
+
+@pytest.fixture
+def records(script, tmp_path, monkeypatch):
+    """training_records, its file and its page in an empty folder."""
+    module = importlib.import_module("training_records")
+    monkeypatch.setattr(module, "KEPT", tmp_path / "training.json")
+    monkeypatch.setattr(module, "PAGE", tmp_path / "page.md")
+    marks = "".join(f"<!-- tables of the {part}: {m} -->\n" for part in ("CNNs", "byte GPT") for m in ("begin", "end"))
+    module.PAGE.write_text(f"before\n{marks}behind\n")
+    return module
+
+
+def test_training_tables_grow_by_seeds(records):
+    """A second run of a seed takes the place of the first; increases are over the control of the same seed."""
+    task = importlib.import_module("training_tasks").digits("plain")
+    how, curve = ("lsq+", True), [{"step": 25.0, "loss": 0.123456789}]
+    for seed, base, score in ((0, 99.0, 90.0), (0, 99.0, 98.5), (1, 98.0, 98.25)):
+        runs = [records.record(task, seed, "float", ("", False), base, curve)]
+        records.keep([*runs, records.record(task, seed, "w2a2", how, score, curve)])
+    assert len(records.kept()) == 4
+    assert records.kept()[0]["curve"] == [{"step": 25.0, "loss": 0.12346}]
+    records.report([task])
+    page = records.PAGE.read_text()
+    assert "| w2a2 | 0.1250 | -0.2500 .. 0.5000 | 1.0 | 2 |" in page
+    assert page.startswith("before")
+    assert page.endswith("behind\n")
+    assert "| float | 98.5000 itself |" in page
+    records.report([task])
+    assert records.PAGE.read_text() == page
