@@ -87,6 +87,7 @@ class Context:
     steps: list[Step] = field(default_factory=list)
     log: RuleLog = field(default_factory=RuleLog)
     kept: list[tuple[str, str]] = field(default_factory=list)
+    widened: list[str] = field(default_factory=list)
     sites: dict[str, Any] = field(default_factory=dict)
 
 

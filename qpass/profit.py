@@ -27,7 +27,7 @@ from qpass.backends.native.build import cache_folder, processor
 from qpass.backends.native.build import unavailable as no_kernels
 from qpass.files import replacing
 from qpass.plan import Decision, Plan
-from qpass.qtype import QType, scale_shape
+from qpass.qtype import QType, carrier, scale_shape
 from qpass.timing import median
 
 MARGIN = 1.02  # integers must not be slower than float by more than measuring can tell
@@ -119,7 +119,7 @@ def _alone(d: Decision, inputs: list[Tensor], backend: Backend) -> Callable[...,
         module.register_buffer(name, value)
         nodes[name] = graph.get_attr(name)
         nodes[name].meta["val"] = mode.from_tensor(value)
-    scales = (nodes.get("xs"), nodes.get("xz"), "" if d.input_type is None else str(d.input_type))
+    scales = (nodes.get("xs"), nodes.get("xz"), "" if d.input_type is None else carrier(str(d.input_type)))
     weight = (nodes["w"], nodes["ws"], str(_by_rows(d)))
     if "wz" in nodes and scales[2]:
         node = _with_zero_points(graph, nodes, *scales, weight[2])

@@ -239,3 +239,12 @@ def _value_fault(p: QParams) -> str | None:
     if p.zero is not None and ((p.zero < p.type.qmin) | (p.zero > p.type.qmax)).any():
         return f"zero points must lie in {p.type.qmin}..{p.type.qmax}"
     return None
+
+
+def carrier(text: str) -> str:
+    """The type of bytes that holds the codes of an unsigned one of fewer bits; of any other, itself.
+    >>> carrier("u4/token"), carrier("i4/t"), carrier("")
+    ('u8/token', 'i4/t', '')
+    """
+    number, _, rest = text.partition("/")
+    return f"u8/{rest}" if number in ("u2", "u3", "u4", "u5", "u6", "u7") else text

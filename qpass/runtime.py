@@ -55,6 +55,7 @@ class Record:
     hits: list[tuple[str, str]] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
     kept: list[tuple[str, str]] = field(default_factory=list)
+    widened: list[str] = field(default_factory=list)
 
 
 @dataclass(repr=False)
@@ -105,7 +106,9 @@ class Runtime:
         seconds = time.perf_counter() - start
         log = context.log
         self.records.append(
-            Record(context.graph_name, context.steps, sites, seconds, log.hits, log.near(), context.kept)
+            Record(
+                context.graph_name, context.steps, sites, seconds, log.hits, log.near(), context.kept, context.widened
+            )
         )
         return run
 

@@ -41,6 +41,7 @@ class Report:
                 f"  {record.name} on {self.backend}: {len(record.sites)} sites, {record.seconds:.1f} s ({edits})"
             )
             lines += [f"    kept as reference: {site}: {why}" for site, why in record.kept]
+            lines += [f"    codes of fewer bits read as bytes: {site}" for site in record.widened]
         return "\n".join(lines)
 
     def passes(self) -> tuple[str, ...]:

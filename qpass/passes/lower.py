@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from torch import fx
 
+from qpass.passes.widen import widen
+
 
 def lower(gm: fx.GraphModule, context) -> int:
-    """Asks the backend about each fused linear; a sentence why not goes to `meta["kept"]` and the log."""
+    """Asks the backend about each fused op, as it is and on bytes; a sentence why not goes to `meta["kept"]` and the log."""
     edits = 0
     for node in list(gm.graph.nodes):
         if node.target not in context.backend.targets:
             continue
         why = context.backend.why_not(node)
+        if why and (wide := _on_bytes(gm, node, context)) is not None:
+            node, why = wide, None
         if why:
             node.meta["kept"] = why
             context.kept.append((node.meta.get("site", node.name), why))
@@ -24,3 +28,19 @@ def lower(gm: fx.GraphModule, context) -> int:
             edits += 1
     gm.graph.eliminate_dead_code()
     return edits + context.backend.absorb(gm)
+
+
+def _on_bytes(gm: fx.GraphModule, node: fx.Node, context) -> fx.Node | None:
+    """The op in the node's place that reads and writes bytes, where the backend runs that one."""
+    found = widen(gm, node)
+    if found is None:
+        return None
+    wide, result = found
+    if context.backend.why_not(wide):
+        for made in dict.fromkeys((result, wide)):
+            gm.graph.erase_node(made)
+        return None
+    node.replace_all_uses_with(result)
+    gm.graph.erase_node(node)
+    context.widened.append(wide.meta.get("site", wide.name))
+    return wide
