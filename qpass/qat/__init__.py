@@ -6,7 +6,7 @@ optimizer = torch.optim.AdamW(qpass.qat.param_groups(t, lr=1e-3))
 q = qpass.compile(t.eval())
 """
 
-from qpass.qat.distill import distillation_loss
+from qpass.qat.distill import Distillation, distillation_loss
 from qpass.qat.groups import param_groups
 from qpass.qat.norms import freeze_norms, reestimate_norms
 from qpass.qat.oscillation import Oscillation, damping
@@ -14,6 +14,7 @@ from qpass.qat.switch import switch
 from qpass.qat.training import float_model
 
 __all__ = [
+    "Distillation",
     "Oscillation",
     "damping",
     "distillation_loss",

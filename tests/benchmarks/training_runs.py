@@ -20,6 +20,7 @@ from qpass.backends.native.build import cache_folder
 from qpass.files import replacing
 
 ROOT = Path(__file__).resolve().parents[2]
+FEATURES = 2.0  # weight of what modules give beside the logits'
 KEPT, WARM, LAST = 25, 10, 0.01  # steps between two looks; of the rise; the last rate, of the first
 SOURCES = ("training_runs.py", "training_tasks.py", "training_peers.py", "byte_gpt.py", "digits_nets.py")
 
@@ -41,7 +42,8 @@ class Run:
     """One training: model, optimizer and curve, on disk every KEPT steps."""
 
     def __init__(self, task: Task, model: nn.Module, seed: int, name: str, teacher: nn.Module | None) -> None:
-        self.task, self.model, self.seed, self.teacher = task, model.train(), seed, teacher
+        self.task, self.model, self.seed = task, model.train(), seed
+        self.distillation = None if teacher is None else qpass.qat.Distillation(model, teacher, task.features, FEATURES)
         groups = _groups(task, model)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate(step, task.steps))
@@ -84,11 +86,13 @@ class Run:
                     f"  {self.name}: step {step + 1}, loss {loss:.4f}, {left:.0f} s left", file=sys.stderr, flush=True
                 )
         self.model.eval()
+        if self.distillation is not None:
+            self.distillation.close()
 
     def _step(self, step: int) -> tuple[float, float]:
         batch = self.task.batch(self.seed, step)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.task.autocast):
-            loss = self.task.loss(self.model, batch, self.teacher)
+            loss = self.task.loss(self.model, batch, self.distillation)
         self.optimizer.zero_grad()
         loss.backward()
         if self.task.clip is not None:

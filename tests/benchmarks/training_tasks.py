@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qpass.qat import distillation_loss
+from qpass.qat import Distillation
 
 BATCH_SIZE = 16  # sequences that are scored at once
 
@@ -25,8 +25,8 @@ BATCH_SIZE = 16  # sequences that are scored at once
 class Task:
     """schemes: to train, with the goal each is held to (increase of the score over float's; None: none is set).
 
-    lower_is_better: of the score. calibration: batches for the first steps. recipe: what stays out. loss: of model, batch and
-    teacher.
+    lower_is_better: of the score. calibration: batches for the first steps. recipe: what stays out. features: globs of the
+    modules whose outputs are distilled. loss: of model, batch and the distillation from the control, if there is one.
     """
 
     name: str
@@ -39,18 +39,19 @@ class Task:
     clip: float | None
     autocast: bool
     recipe: dict[str, Any]
+    features: tuple[str, ...]
     start: Callable[[int], nn.Module]
     calibration: Callable[[], list[Tensor]]
     batch: Callable[[int, int], Any]
-    loss: Callable[[nn.Module, Any, nn.Module | None], Tensor]
+    loss: Callable[[nn.Module, Any, Distillation | None], Tensor]
     score: Callable[[nn.Module], float]
     lower_is_better: bool
 
 
-def _gpt_loss(model: nn.Module, tokens: Tensor, teacher: nn.Module | None) -> Tensor:
+def _gpt_loss(model: nn.Module, tokens: Tensor, distillation: Distillation | None) -> Tensor:
     logits = model(tokens[:, :-1])
     own = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-    return own if teacher is None else 0.5 * own + 0.5 * distillation_loss(logits, teacher, tokens[:, :-1])
+    return own if distillation is None else 0.5 * own + 0.5 * distillation(logits, tokens[:, :-1])
 
 
 def gpt(sequences: int) -> Task:
@@ -68,8 +69,8 @@ def gpt(sequences: int) -> Task:
         unit="bits a byte",
         schemes={"w4a8-dynamic": 0.003, "w4a4": 0.020, "w4a4-dynamic": 0.020, "w3a16": 0.006, "w2a16-g32": 0.025,
                  "w2a8-g32-dynamic": 0.045},
-        steps=byte_gpt.STEPS // 4, lr=1e-3, step_lr=1e-3, decay=byte_gpt.DECAY, clip=1.0, autocast=True,
-        recipe={"head": None},
+        steps=byte_gpt.STEPS // 4, lr=1e-3, step_lr=3e-2, decay=byte_gpt.DECAY, clip=1.0, autocast=True,
+        recipe={"head": None}, features=("blocks.?",),
         start=lambda seed: byte_gpt.trained(seed).requires_grad_(True),
         calibration=lambda: list(byte_gpt.sequences(train, 128, 1)[:, :-1].split(BATCH_SIZE)),
         batch=lambda seed, step: byte_gpt.sequences(train, byte_gpt.BATCH, 10_000_000 * (seed + 1) + step),
@@ -77,11 +78,11 @@ def gpt(sequences: int) -> Task:
     )  # fmt: skip
 
 
-def _digits_loss(model: nn.Module, batch: tuple[Tensor, Tensor], teacher: nn.Module | None) -> Tensor:
+def _digits_loss(model: nn.Module, batch: tuple[Tensor, Tensor], distillation: Distillation | None) -> Tensor:
     images, labels = batch
     logits = model(images)
     own = F.cross_entropy(logits, labels, label_smoothing=digits_nets.SMOOTHING)
-    return own if teacher is None else 0.5 * own + 0.5 * distillation_loss(logits, teacher, images)
+    return own if distillation is None else 0.5 * own + 0.5 * distillation(logits, images)
 
 
 def digits(net: str) -> Task:
@@ -107,7 +108,7 @@ def digits(net: str) -> Task:
         schemes={"w4a8": 0.0, "w4a4": 0.1, "w3a16": 0.0, "w2a16": 0.2, "w2a8": 0.3, "w2a2": 1.0},
         steps=steps, lr=digits_nets.RATE / 2, step_lr=digits_nets.RATE / 2, decay=digits_nets.DECAY, clip=None,
         autocast=False,
-        recipe=dict.fromkeys((layers[0], layers[-1]), "w8a8"),
+        recipe=dict.fromkeys((layers[0], layers[-1]), "w8a8"), features=("[0-9]", "[0-9][0-9]"),
         start=lambda seed: digits_nets.trained(net, seed),
         calibration=lambda: list(images[:256].split(digits_nets.BATCH)),
         batch=batch, loss=_digits_loss, score=score, lower_is_better=False,
