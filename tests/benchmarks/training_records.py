@@ -7,6 +7,7 @@ the place of one with the same first five, so that a table grows over days, a se
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import statistics
 from pathlib import Path
@@ -16,6 +17,7 @@ from minilm import markdown, where
 from training_curves import plot
 from training_tasks import Task
 
+from qpass.backends.native.build import cache_folder
 from qpass.files import replacing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,12 +40,14 @@ def kept() -> list[Record]:
 
 
 def keep(new: list[Record]) -> None:
-    """Writes records beside those there are, whole or not at all."""
+    """Writes records beside those there are, whole or not at all; two processes that do so wait for each other."""
     place = lambda r: tuple(r[name] for name in NAMES)
-    found = {place(r): r for r in [*kept(), *new]}
-    lines = ",\n".join(json.dumps(found[at]) for at in sorted(found))
-    with replacing(KEPT) as part:
-        part.write_text(f"[\n{lines}\n]\n")
+    with (cache_folder() / "training.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = {place(r): r for r in [*kept(), *new]}
+        lines = ",\n".join(json.dumps(found[at]) for at in sorted(found))
+        with replacing(KEPT) as part:
+            part.write_text(f"[\n{lines}\n]\n")
 
 
 def table(task: Task, records: list[Record], how: tuple[str, bool]) -> str:
