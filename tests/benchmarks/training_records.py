@@ -42,6 +42,7 @@ def kept() -> list[Record]:
 def keep(new: list[Record]) -> None:
     """Writes records beside those there are, whole or not at all; two processes that do so wait for each other."""
     place = lambda r: tuple(r[name] for name in NAMES)
+    cache_folder().mkdir(parents=True, exist_ok=True)
     with (cache_folder() / "training.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = {place(r): r for r in [*kept(), *new]}
