@@ -174,7 +174,7 @@ def test_what_stays(monkeypatch):
     ("scheme", "dtype", "says"),
     [
         ("w4a16", torch.float32, "multiply bfloat16 and float16 by packed weights, not torch.float32"),
-        ("w8a4", torch.bfloat16, "multiply inputs of u8/t, u8/token, e4m3/t or e4m3/token, not u4/t"),
+        ("w8a4", torch.bfloat16, "codes of fewer bits read as bytes: "),
     ],
 )
 def test_sentences(scheme, dtype, says):

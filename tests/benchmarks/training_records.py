@@ -72,11 +72,11 @@ def table(task: Task, records: list[Record], how: tuple[str, bool]) -> str:
 
 
 def _mean(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.4f}"
+    return f"{statistics.fmean(values) + 0.0:.4f}"  # no -0.0
 
 
 def _spread(values: list[float]) -> str:
-    return f"{min(values):.4f} .. {max(values):.4f}"
+    return f"{min(values) + 0.0:.4f} .. {max(values) + 0.0:.4f}"
 
 
 def report(known: list[Task]) -> None:
