@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from qpass.calibrate import evaluating
 from qpass.errors import QpassError
@@ -77,7 +76,7 @@ class Distillation:
         weight: float = 1.0,
         temperature: float = 1.0,
     ) -> None:
-        inner = student.module if isinstance(student, DistributedDataParallel) else student
+        inner = student.module if isinstance(student, nn.parallel.DistributedDataParallel) else student
         self.teacher, self.weight, self.temperature = teacher, weight, temperature
         self.paths = _paths(inner, features)
         theirs = dict(teacher.named_modules())
