@@ -50,7 +50,7 @@ LONGEST = 250
 LONGER: tuple[tuple[str, str], ...] = ()  # path, why it may be longer
 
 OURS_IN_IMPORT = 0.1  # of what `import torch` takes
-EPSILON = 0.15  # seconds beside that share
+EPSILON = 0.05  # seconds beside that share
 
 
 def read(folder):
