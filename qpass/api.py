@@ -23,11 +23,11 @@ from qpass.observations import Observations
 from qpass.pipeline import Settings
 from qpass.plan import Decision, Plan
 from qpass.processes import collected, listed, spread
-from qpass.qat.training import lowered, trained_plan, training_of
 from qpass.resume import NOTHING_TO_RESUME, begin
 from qpass.runtime import all_or_nothing, attach, run_float
 from qpass.schemes import Recipe, Scheme
 from qpass.sequential import ONE_PASS, solve_in_order
+from qpass.trained import training_of
 
 LOG = logging.getLogger("qpass")
 STATIC, DYNAMIC = "w8a8", "w8a8-dynamic"
@@ -64,6 +64,8 @@ def compile(
     Settings.from_env()
     checks.check_model(model)
     if training_of(model) is not None:
+        from qpass.qat.training import lowered
+
         checks.check_trained_alone(scheme, calibration, recipe, checkpoint, plan)
         model, plan = lowered(model, inplace)
         inplace = True
@@ -167,6 +169,8 @@ def analyze(
     """
     checks.check_model(model)
     if training_of(model) is not None:
+        from qpass.qat.training import trained_plan
+
         checks.check_trained_alone(scheme, calibration, recipe, checkpoint, None)
         return trained_plan(model)
     rules, schemes = _rules(scheme, calibration, recipe, checkpoint)

@@ -16,8 +16,9 @@ from qpass.memory import give_back
 from qpass.passes.other_sites import LOOKUP
 from qpass.plan import Plan
 from qpass.qat.subgradients import method_named
-from qpass.qat.training import install_training, trainable, training_of
+from qpass.qat.training import install_training, trainable
 from qpass.schemes import Recipe, Scheme
+from qpass.trained import training_of
 
 STARTS = ("rounded", "published")
 

@@ -13,7 +13,6 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,8 +30,8 @@ from qpass.qat.sites import make_float, make_trained, trained_modules, weight_of
 from qpass.qat.subgradients import Method
 from qpass.qtype import QParams
 from qpass.storage import fingerprint
+from qpass.trained import RECORD, Training, training_of
 
-RECORD = "qpass_training"  # the attribute of a prepared model that says what it was prepared for
 MARGIN = 0.05  # of a step: how far from the edge of its code's range a weight starts
 TWO_WEIGHTS = "its module has {} fake-quantized already, and training does so with one weight of a module"
 OTHER_OPERAND = (
@@ -40,19 +39,6 @@ OTHER_OPERAND = (
     "only scheme can be trained there"
 )
 NO_MODULE = "its product is not that of a module of its own, and training fake-quantizes modules"
-
-
-@dataclass
-class Training:
-    """plan: without codes and steps, which the model holds. method: the name of the subgradients."""
-
-    plan: Plan
-    method: str
-
-
-def training_of(model: nn.Module) -> Training | None:
-    """What a model was prepared for, or None."""
-    return vars(model).get(RECORD)
 
 
 def trainable(model: nn.Module, plan: Plan, example: Batch | None = None) -> Plan:
