@@ -10,7 +10,6 @@ states in TernaryBERT, Zhang et al. 2020, 2009.12812), each relative to its own 
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 
 from qpass.calibrate import evaluating
 from qpass.errors import QpassError
+from qpass.plan import matches
 
 NO_FEATURES = (
     "distillation: no module of this {} matches {}; name those whose outputs are to be alike by globs of their paths, such "
@@ -116,7 +116,7 @@ def _paths(model: nn.Module, features: str | Iterable[str] | None) -> list[str]:
         ]
         return alike or _none(model, "a list of modules of one class")
     globs = [features] if isinstance(features, str) else list(features)
-    found = [path for path, _ in model.named_modules() if any(fnmatch.fnmatchcase(path, glob) for glob in globs)]
+    found = [path for path, _ in model.named_modules() if any(matches(path, glob) for glob in globs)]
     return found or _none(model, ", ".join(map(repr, globs)))
 
 

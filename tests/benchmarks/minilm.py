@@ -106,16 +106,21 @@ def where() -> str:
     return f"{machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {versions()}"
 
 
+def between(page: str, begin: str, end: str, text: str) -> str:
+    """The page with `text` between two marks."""
+    before, found, rest = page.partition(begin)
+    assert found, f"the page has lost its mark {begin!r}"
+    assert end in rest, f"the page has lost its mark {end!r}"
+    return f"{before}{begin}{text}{end}{rest.partition(end)[2]}"
+
+
 def write(tables: list[str]) -> None:
     """A file of results, and the README's table."""
     today = datetime.date.today().isoformat()
     target = ROOT / f"tests/benchmarks/results/minilm-{today}.md"
     target.write_text("\n\n".join([f"# MiniLM, {today}", where(), *tables]) + "\n")
     readme = ROOT / "README.md"
-    before, found, rest = readme.read_text().partition(BEGIN)
-    assert found, "the README has lost its markers"
-    after = rest.partition(END)[2]
-    readme.write_text(f"{before}{BEGIN}{tables[0]}\n\n{where()}.\n{END}{after}")
+    readme.write_text(between(readme.read_text(), BEGIN, END, f"{tables[0]}\n\n{where()}.\n"))
     print(f"wrote {target.relative_to(ROOT)} and the table of README.md")
 
 

@@ -7,18 +7,16 @@ the place of one with the same first five, so that a table grows over days, a se
 from __future__ import annotations
 
 import datetime
-import fcntl
 import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-from minilm import markdown, where
+from minilm import between, markdown, where
 from training_curves import plot
 from training_tasks import Task
 
-from qpass.backends.native.build import cache_folder
-from qpass.files import replacing
+from qpass.files import locked, replacing
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "tests/benchmarks/results/training.json"
@@ -42,9 +40,7 @@ def kept() -> list[Record]:
 def keep(new: list[Record]) -> None:
     """Writes records beside those there are, whole or not at all; two processes that do so wait for each other."""
     place = lambda r: tuple(r[name] for name in NAMES)
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with (cache_folder() / "training.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(KEPT.parent, alone=True):
         found = {place(r): r for r in [*kept(), *new]}
         lines = ",\n".join(json.dumps(found[at]) for at in sorted(found))
         with replacing(KEPT) as part:
@@ -106,7 +102,4 @@ def _of_part(some: list[Task], records: list[Record]) -> list[str]:
 
 def _between(page: str, part: str, text: str) -> str:
     begin, end = (f"<!-- tables of the {part}: {mark} -->\n" for mark in ("begin", "end"))
-    before, found, rest = page.partition(begin)
-    if not found or end not in rest:
-        raise SystemExit(f"{PAGE} has lost its marks of {part}")
-    return f"{before}{begin}{text}\n{end}{rest.partition(end)[2]}" if text else page
+    return between(page, begin, end, f"{text}\n") if text else page
