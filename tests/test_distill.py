@@ -131,3 +131,38 @@ def test_what_is_wrong_is_named():
     distillation = Distillation(t, model)
     with pytest.raises(QpassError, match=r"layers\.0 gives None in the student and \(6, 16\) in the teacher"):
         distillation(torch.randn(6, 4), x)
+
+
+class Experts(nn.Module):
+    """Layers that hold lists of their own, of which a call reads one, and give a mapping."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(16, 16)])}) for _ in range(2))
+        self.named, self.silent = Named(), Silent()
+
+    def forward(self, x):
+        self.silent(x)
+        for layer in self.layers:
+            x = layer["experts"][0](x)
+        return self.named(x)["hidden"]
+
+
+class Named(nn.Module):
+    def forward(self, x):
+        return {"hidden": torch.tanh(x)}
+
+
+class Silent(nn.Module):
+    def forward(self, x):
+        return None
+
+
+def test_lists_within_layers_mappings_and_modules_that_give_nothing():
+    model, x = Experts(), torch.randn(6, 16)
+    t = qpass.prepare_qat(model, "w4a8", x)
+    assert Distillation(t, model, features=None).paths == ["layers.0", "layers.1"]
+    named = Distillation(t, model, features="named")
+    assert torch.isfinite(named(t(x), x))
+    with pytest.raises(QpassError, match="silent gives None in the student and None in the teacher"):
+        Distillation(t, model, features="silent")(t(x), x)

@@ -10,7 +10,7 @@ states in TernaryBERT, Zhang et al. 2020, 2009.12812), each relative to its own 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -64,8 +64,8 @@ def _logits(output: Any, whose: str) -> Tensor:
 class Distillation:
     """L + weight L_f of each batch: `loss = distillation(t(x), x)`, of the answers t has just given and of its modules.
 
-    features: globs of module paths; unless given, the members of every list of modules of one class (a model's layers). The
-    teacher has modules of the same paths, and is called without gradients in eval mode. `close` removes the hooks.
+    features: globs of module paths; unless given, the members of every outermost list of modules of one class (a model's
+    layers). The teacher has modules of the same paths, and is called without gradients in eval mode. `close` removes the hooks.
     """
 
     def __init__(
@@ -110,10 +110,11 @@ class Distillation:
 
 def _paths(model: nn.Module, features: str | Iterable[str] | None) -> list[str]:
     if features is None:
-        lists = [(path, list(m.children())) for path, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-        alike = [
-            f"{path}.{i}" for path, parts in lists if len({type(m) for m in parts}) == 1 for i in range(len(parts))
-        ]
+        alike: list[str] = []
+        for path, module in model.named_modules():
+            inside = any(path.startswith(f"{layer}.") for layer in alike)  # such as the experts of a layer
+            if isinstance(module, nn.ModuleList) and not inside and len({type(m) for m in module}) == 1:
+                alike += [f"{path}.{i}" for i in range(len(module))]
         return alike or _none(model, "a list of modules of one class")
     globs = [features] if isinstance(features, str) else list(features)
     found = [path for path, _ in model.named_modules() if any(matches(path, glob) for glob in globs)]
@@ -134,9 +135,10 @@ class _Keep:
         if self.found is None or (self.learns and not torch.is_grad_enabled()):
             return
         if torch._C._current_graph_task_id() == -1:  # else checkpointing computes it again
-            first = output if isinstance(output, Tensor) else next(iter(output), None)
-            if isinstance(first, Tensor):
-                self.found[self.path] = first
+            values = output.values() if isinstance(output, Mapping) else output
+            first = next(iter(values), None) if isinstance(values, Iterable) else None
+            if isinstance(output, Tensor) or isinstance(first, Tensor):
+                self.found[self.path] = output if isinstance(output, Tensor) else first
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Keep, (None,)  # a copy of the model belongs to no distillation
