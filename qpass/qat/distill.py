@@ -65,7 +65,7 @@ class Distillation:
     """L + weight L_f of each batch: `loss = distillation(t(x), x)`, of the answers t has just given and of its modules.
 
     features: globs of module paths; unless given, the members of every outermost list of modules of one class (a model's
-    layers). The teacher has modules of the same paths, and is called without gradients in eval mode. `close` removes the hooks.
+    layers). The teacher has modules of the same paths, and is called without gradients in eval mode. `close` removes hooks.
     """
 
     def __init__(
