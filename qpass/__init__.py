@@ -10,20 +10,37 @@ from typing import TYPE_CHECKING, Any
 
 from qpass import conv_ops as conv_ops
 from qpass import ops as ops  # both register torch.ops.qpass
-from qpass.api import analyze, compile
-from qpass.backend_entry import qpass_backend
 from qpass.errors import QpassError
-from qpass.inspect import inspect
-from qpass.interchange.compressed import save_pretrained
-from qpass.interchange.export import export
-from qpass.legacy import quantize_dynamic
-from qpass.persist import load, save
-from qpass.plan import Decision, Plan
-from qpass.schemes import Recipe, Scheme
+from qpass.inspect import inspect  # here, not below: its package has the same name
 
 if TYPE_CHECKING:
     from qpass import qat
+    from qpass.api import analyze, compile
+    from qpass.backend_entry import qpass_backend
+    from qpass.interchange.compressed import save_pretrained
+    from qpass.interchange.export import export
+    from qpass.legacy import quantize_dynamic
+    from qpass.persist import load, save
+    from qpass.plan import Decision, Plan
     from qpass.prepare import prepare_qat
+    from qpass.schemes import Recipe, Scheme
+
+# name -> the module that has it, loaded when the name is first asked for
+WHERE = {
+    "Decision": "qpass.plan",
+    "Plan": "qpass.plan",
+    "Recipe": "qpass.schemes",
+    "Scheme": "qpass.schemes",
+    "analyze": "qpass.api",
+    "compile": "qpass.api",
+    "export": "qpass.interchange.export",
+    "load": "qpass.persist",
+    "prepare_qat": "qpass.prepare",
+    "qpass_backend": "qpass.backend_entry",
+    "quantize_dynamic": "qpass.legacy",
+    "save": "qpass.persist",
+    "save_pretrained": "qpass.interchange.compressed",
+}
 
 __version__ = "0.1.0"
 __all__ = [
@@ -48,12 +65,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What only a training needs is loaded when it is asked for."""
     if name == "qat":
         return importlib.import_module("qpass.qat")
-    if name == "prepare_qat":
-        return importlib.import_module("qpass.prepare").prepare_qat
-    raise AttributeError(f"module 'qpass' has no attribute {name!r}")
+    if name not in WHERE:
+        raise AttributeError(f"module 'qpass' has no attribute {name!r}")
+    found = getattr(importlib.import_module(WHERE[name]), name)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
-from qpass.calibrate import Batch
 from qpass.errors import QpassError
-from qpass.inspect.errors import site_errors
-from qpass.inspect.report import Report
-from qpass.runtime import runtime_of
+
+if TYPE_CHECKING:
+    from qpass.calibrate import Batch
+    from qpass.inspect.report import Report
 
 
 def inspect(model: nn.Module, reference: nn.Module | None = None, batch: Batch | None = None) -> Report:
@@ -16,6 +18,10 @@ def inspect(model: nn.Module, reference: nn.Module | None = None, batch: Batch |
 
     reference, batch: the float model and inputs for it; with them the report also has the error of each site.
     """
+    from qpass.inspect.errors import site_errors
+    from qpass.inspect.report import Report
+    from qpass.runtime import runtime_of
+
     runtime = runtime_of(model)
     if runtime is None:
         raise QpassError(f"this {type(model).__name__} was not compiled by qpass; pass the result of qpass.compile.")
