@@ -129,8 +129,8 @@ def documented_dumps():
 @pytest.mark.parametrize(("page", "name"), documented_dumps(), ids=lambda v: v.stem if isinstance(v, Path) else v)
 def test_dumps_are_what_the_source_makes(page, name):
     """Run `python docs/walk.py` after a change of the source that is meant to change them."""
-    if cpu.unavailable():
-        pytest.skip(cpu.unavailable())
+    if cpu.saturates():
+        pytest.skip("lowered graphs are written down for processors that multiply u8 by i8 exactly")
     if name in walk().OF_THE_MACHINE and walk().like_written():
         pytest.skip(f"lowered graphs are written down for the native kernels: {walk().like_written()}")
     made, written = walk().DUMPS[name](), walk().blocks(page)[name]

@@ -13,9 +13,10 @@ from qpass.backends import cpu, native
 from qpass.passes.layout import is_channels_last
 from tests.graphs import lowered, real
 from tests.models import relative
+from tests.processors import needs_bytes
 
 aten = torch.ops.aten
-pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
+pytestmark = needs_bytes
 COPIES = (aten.clone.default, aten.contiguous.default)
 
 

@@ -10,10 +10,11 @@ from qpass.conv_ops import conv_shape
 from qpass.passes.layout import layout
 from qpass.pipeline import Context
 from tests.graphs import captured, frozen, named, run
+from tests.processors import needs_bytes
 
 aten = torch.ops.aten
 Q = torch.ops.qpass
-pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
+pytestmark = needs_bytes
 
 # sizes of x, shape of weight, stride, padding, dilation, groups
 WALKS = {

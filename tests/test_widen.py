@@ -5,11 +5,9 @@ import torch
 from torch import nn
 
 import qpass
-from qpass.backends import cpu
 from qpass.qtype import carrier
 from tests.models import relative
 
-pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 SCHEMES = ("w4a4", "w4a4-c", "w8a4-c", "w8a2", "w4a4-dynamic", "w5a6-dynamic", "w2a2", "w4a4-g32")
 
 

@@ -10,8 +10,9 @@
     pointwise, reductions    one generated kernel a region
 
 A processor with AMX multiplies large integer products on oneDNN's AMX kernels and has our own for the rest. A sum of
-255 * 127 products of u8 and s8 is exact in the int32 accumulator of VNNI and AMX for K up to 66,000; without VNNI see
-`saturates`.
+255 * 127 products of u8 and s8 is exact in the int32 accumulator of VNNI and AMX for K up to 66,000. A processor without
+either adds products in pairs in 16 bits first (vpmaddubsw), which is exact where no pair is beyond 32,767: inputs of 7 bits
+(w8a7) or weights of 7 (w7a8). Other products of integers stay with their reference there, and say so.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ from qpass.backends.native.chain import join_chains
 from qpass.backends.native.conv_calls import CALLS as CONV_CALLS
 from qpass.backends.regions import extract, find_regions, replace_regions, signature
 from qpass.graphs import constant
+from qpass.qtype import QType
 
 aten = torch.ops.aten
 Q = torch.ops.qpass
 
 NAME = "cpu"
 LARGEST_K = (2**31 - 1) // (255 * 127)
+LARGEST_PAIR = 2**15 - 1
 WEIGHTS = ("i8/t", *(f"i{bits}/c0" for bits in range(2, 9)))  # held in int8: fewer bits are smaller integers
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -54,6 +57,18 @@ def saturates() -> bool:
         return False
     cpu = torch.cpu
     return not (cpu._is_vnni_supported() or cpu._is_amx_tile_supported())
+
+
+def why_not_exact(node: fx.Node) -> str | None:
+    """None where pairs of products do not saturate, of a fused op that reads codes, or which do."""
+    read, weight = QType.parse(node.meta.get("codes", node.args[3])), QType.parse(node.args[6])
+    largest = 2 * read.qmax * max(weight.qmax, -weight.qmin)
+    if not saturates() or largest <= LARGEST_PAIR:
+        return None
+    return (
+        f"this processor has neither VNNI nor AMX, and sums of two {read} x {weight} products would saturate; with inputs "
+        "or weights of 7 bits (w8a7, w7a8) none does"
+    )
 
 
 def why_not_linear(node: fx.Node) -> str | None:
@@ -70,12 +85,12 @@ def why_not_linear(node: fx.Node) -> str | None:
     if constant(data) is None:
         return "its weight is not a constant of the graph"
     if not x_type:
-        return native_lower.why_not_linear(node)
+        return native_lower.why_not_linear(node) if node.args[12] else None
     if constant(data).shape[1] > LARGEST_K:
         return f"its {constant(data).shape[1]} inputs could overflow the int32 accumulator (at most {LARGEST_K})"
     if node.args[12] and node.args[12] != "u8/t":
         return f"the cpu backend writes u8/t, not {node.args[12]}"
-    return None
+    return why_not_exact(node)
 
 
 def _of_integers(node: fx.Node) -> bool:
@@ -92,7 +107,7 @@ def lower_linear(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """The nodes that compute a fused linear, in front of `node`; returns the last."""
     if not _of_integers(node) and stored.why_not(node) is None:
         return stored.lower(gm, node)
-    if node.args[14] is not None:
+    if node.args[14] is not None or (not node.args[3] and native_lower.why_not_linear(node)):
         return unfused.lower_linear(gm, node)
     if (has_amx() and node.args[3]) or native_lower.why_not_linear(node):
         return onednn.lower_linear(gm, node)
@@ -114,7 +129,9 @@ def lower_attention(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
 def why_not_conv(node: fx.Node) -> str | None:
     """None where this backend can run a fused convolution, or the sentence that says why not."""
     native_says = conv_lower.why_not_conv(node)
-    return None if native_says is None else onednn_conv.why_not(node) and native_says
+    if native_says is None:
+        return None
+    return native_says if onednn_conv.why_not(node) else why_not_exact(node)
 
 
 def lower_conv(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
@@ -169,11 +186,9 @@ def keep_pages() -> None:
 
 
 def unavailable() -> str | None:
-    """None where integers can be multiplied exactly on this machine."""
+    """None where this backend runs on this machine."""
     if not torch.backends.mkldnn.is_available():
         return "this build of torch has no oneDNN"
-    if saturates():
-        return "this processor has neither VNNI nor AMX, so sums of u8 x s8 pairs would saturate"
     return None
 
 

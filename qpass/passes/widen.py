@@ -47,4 +47,5 @@ def widen(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
         return None
     wide = add_call(gm, node.target, tuple(args), node)
     wide.meta |= {key: value for key, value in node.meta.items() if key != "val"}
+    wide.meta["codes"] = node.args[places.read[0]]  # the type whose codes the bytes hold
     return wide, add_call(gm, Q.quantize.default, (wide, *end), node) if narrow else wide
