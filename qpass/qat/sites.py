@@ -51,10 +51,10 @@ class Trained:
 
     def _shifted_bias(self, weight: Tensor) -> Tensor | None:
         """The bias, and what the shift of the input's channels adds to it; weight: as it is multiplied."""
-        _, less = self.used[1].channels()
-        if less is None:
+        channels = self.used[1].channels()
+        if channels is None or channels[1] is None:
             return self.bias
-        moved = carried(weight, less)
+        moved = carried(weight, channels[1])
         return (moved if self.bias is None else self.bias + moved).to(weight.dtype)
 
     def _rounded(
