@@ -24,7 +24,7 @@ POINTS, HELD_OUT = 1024, 4096
 FLOAT_STEPS, FLOAT_RATE = 1000, 0.05
 STEPS, RATE = 2500, 0.05  # of the training at few bits, D too, whose rate is relative to D
 SCHEMES = ("w4a4-c", "w2a2-c")  # -c: a D for each output channel of a weight
-PLAIN = "smooth=none,equalize=none,bias=none"  # as prepare_qat begins: nothing is folded into other numbers
+PLAIN = "smooth=none,equalize=none,bias=none"  # nothing is folded into other numbers: the page shows all that there are
 BLOCKS = " ▏▎▍▌▋▊▉█"
 
 
@@ -85,7 +85,7 @@ def run(seed: int) -> Run:
     found = Run(data, held_out, model.eval(), longer.eval(), {}, {}, {}, {})
     for scheme in SCHEMES:
         found.plans[scheme] = qpass.analyze(model, f"{scheme},{PLAIN}", data[0], [data[0]])
-        t = qpass.prepare_qat(model, scheme, data[0]).double()  # steps too
+        t = qpass.prepare_qat(model, f"{scheme},smooth=none", data[0]).double()  # steps too
         for log in logs_of(t).values():
             log.data.round_(decimals=4)  # libraries differ in a logarithm's last bit, and training would enlarge that
         found.start[scheme] = copy.deepcopy(t).eval()

@@ -40,7 +40,7 @@ def prepare_qat(
     as in `compile`; where inputs have static steps, one of the first two is needed for their first ones. method: the
     subgradients, `lsq+`, `lsq`, `ewgs`, `pact` or `ste` (qpass/qat/subgradients). start: `rounded`, steps and codes as
     `compile` chooses them (each weight is moved to where it rounds to its code); `published`, weights as they are, with the
-    first steps of the method's paper. inplace: prepare this very model instead of a copy.
+    first steps of the method's paper, and no factors of input channels. inplace: prepare this very model instead of a copy.
 
     Parameters, buffers, hooks, dropout, batch norm and the training flag of each module are the model's own.
     """
@@ -48,8 +48,9 @@ def prepare_qat(
     if start not in STARTS:
         raise QpassError(f"start {start!r} is not one of {', '.join(STARTS)}.{nearest(str(start), STARTS)}")
     _check(model)
-    parsed, rules = _bare(Scheme.parse(scheme)), Recipe.parse(recipe, scheme)
-    rules = Recipe(tuple((glob, None if s is None else _bare(s)) for glob, s in rules.rules), parsed)
+    published = start == "published"
+    parsed, rules = _bare(Scheme.parse(scheme), published), Recipe.parse(recipe, scheme)
+    rules = Recipe(tuple((glob, None if s is None else _bare(s, published)) for glob, s in rules.rules), parsed)
     static = next((s for s in (parsed, *(s for _, s in rules.rules)) if s is not None and s.needs_calibration), None)
     if static is not None and calibration is None and example_inputs is None:
         raise QpassError(
@@ -65,16 +66,19 @@ def prepare_qat(
             plan = trainable(model, plan, example)
     _check_plan(model, plan, rules)
     target = model if inplace else copy.deepcopy(model)
-    install_training(target, plan, chosen, start == "published")
+    install_training(target, plan, chosen, published)
     give_back()
     return target
 
 
-def _bare(scheme: Scheme) -> Scheme:
-    """The scheme without what is folded between layers: those numbers would not be trained."""
+def _bare(scheme: Scheme, published: bool) -> Scheme:
+    """The scheme with nothing that a training has no place for: factors between convolutions, corrected biases, copies of
+    channels. The factors of a linear's inputs stay (qat/channels.py), but where weights begin as a paper has them.
+    """
     if scheme.weight is not None and scheme.weight.is_float:
         raise QpassError(f"scheme {scheme.name} has floats of 8 bits, which have no step to train; choose wNaM.")
-    return dataclasses.replace(scheme, smooth=None, equalize="none", bias="none")
+    smooth = None if published else scheme.smooth
+    return dataclasses.replace(scheme, smooth=smooth, equalize="none", bias="none", split="none")
 
 
 def _check(model: nn.Module) -> None:

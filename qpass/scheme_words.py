@@ -8,12 +8,13 @@ NAMES = ("w8a8", "w8a8-dynamic", "w8a16", "w4a16", "w4a16-g32", "w4a8", "w4a8-dy
 SOLVERS = ("auto", "rtn", "hqq", "gptq", "descent", "awq", "adaround", "smoothquant")
 DATA_FREE = ("rtn", "hqq")  # solvers that need no calibration
 MOVERS = ("awq", "smoothquant")  # solvers that choose the factor of the input channels, or its strength
-OPTIONS = ("range", "smooth", "solver", "equalize", "bias", "sequential")
+OPTIONS = ("range", "smooth", "solver", "equalize", "bias", "sequential", "split")
 CHOICES = {
     "solver": SOLVERS,
     "equalize": ("auto", "weights", "none"),
     "bias": ("mean", "none"),
     "sequential": ("auto", "yes", "no"),
+    "split": ("auto", "none"),
 }
 NARROW = 4  # bits of a weight up to which codes and steps are worth a descent, and linears are rounded in order
 DEFAULT_GROUP = 128

@@ -20,7 +20,7 @@
    4 bits, else gptq (others: solvers/methods.py). equalize: per-channel factors between convolutions (auto: from
    calibration, where inputs are rounded; weights: cross-layer equalization; none). bias: mean corrects what rounding adds
    to the mean of every output. sequential: whether linears are rounded on what the rounded ones before them make (auto:
-   up to 4 bits).
+   up to 4 bits). split: whether channels of an activation that reach far may become several (solvers/split.py).
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class Scheme:
     equalize: str = "auto"
     bias: str = "mean"
     sequential: str = "auto"
+    split: str = "auto"
 
     @staticmethod
     def parse(text: str | Scheme) -> Scheme:
@@ -92,7 +93,7 @@ class Scheme:
         smooth = "none" if self.smooth is None else self.smooth
         options = (("range", self.range_method), ("smooth", smooth), ("solver", self.solver))
         options = (*options, ("equalize", self.equalize), ("bias", self.bias), ("sequential", self.sequential))
-        defaults = ("auto", "auto", "auto", "auto", "mean", "auto")
+        options, defaults = (*options, ("split", self.split)), ("auto", "auto", "auto", "auto", "mean", "auto", "auto")
         given = (f"{key}={value}" for (key, value), default in zip(options, defaults, strict=True) if value != default)
         return ",".join((self.name, *given))
 

@@ -5,6 +5,7 @@ from torch import nn
 
 import qpass
 from qpass.qat.quantizer import Quantizer
+from tests.models import Attention, FeedForward
 
 
 class Gated(nn.Module):
@@ -34,6 +35,25 @@ class Images(nn.Module):
             self.seen += len(x)
         x = torch.relu(self.norm(self.first(x)))
         return self.head(self.drop(torch.relu(self.second(x)).mean((2, 3))))
+
+
+class Outliers(nn.Module):
+    """A transformer's block whose norms make channels that reach far, as those of language models do."""
+
+    def __init__(self, bias=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.attention, self.block = nn.LayerNorm(32), Attention(), FeedForward()
+        for norm in (self.first, self.block.norm):
+            norm.weight.data[3], norm.weight.data[17] = 25.0, 12.0
+            norm.bias.data[3], norm.bias.data[9] = 40.0, -15.0
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear) and layer.in_features == 32:
+                layer.weight.data[:, [3, 9, 17]] *= 0.1
+                layer.bias = layer.bias if bias else None
+
+    def forward(self, x):
+        return self.block(self.attention(self.first(x)))
 
 
 def prepared(model, scheme="w4a4", example=None, **options):

@@ -8,6 +8,8 @@ import qpass
 from qpass import affine
 from qpass.errors import QpassError
 from qpass.qat import Oscillation, damping
+from qpass.qat.training import trained_plan
+from tests.models_training import Outliers
 
 
 def prepared(scheme="w4a16-c"):
@@ -79,3 +81,19 @@ def test_bad_arguments():
     for options, message in (({"threshold": 2}, "threshold is 2"), ({"momentum": 0}, "momentum is 0")):
         with pytest.raises(QpassError, match=message):
             Oscillation(prepared(), **options)
+
+
+def test_codes_are_followed_of_what_is_multiplied():
+    t = qpass.prepare_qat(Outliers(), "w4a4", torch.randn(4, 6, 32)).train()
+    layer = t.block.up
+    damping(t).backward()
+    assert float(layer.weight.grad.abs().sum()) > 0
+    quantizer, oscillation = layer.weight_quantizer, Oscillation(t, threshold=0.5)
+    oscillation.step()
+    state = oscillation.states[quantizer.site]
+    assert torch.equal(state.code, trained_plan(t)["block.up:linear.0"].packed.data.to(torch.int16))
+    state.frozen[0, 3], state.frequency[0, 3] = True, 0.9
+    layer.weight.data[0, 3] += 3 * float(quantizer.params().scale[0] * quantizer.factor[3])
+    oscillation.step()
+    again = trained_plan(t)["block.up:linear.0"].packed.data
+    assert int(again[0, 3]) == round(float(state.average[0, 3]))

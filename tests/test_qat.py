@@ -85,11 +85,12 @@ def test_the_fast_backend_runs_it_too(scheme):
     assert relative(qpass.compile(t, backend="cpu", example_inputs=x)(x), wanted) < 2e-2
 
 
-def test_it_begins_where_the_plan_rounds_to():
+@pytest.mark.parametrize("scheme", ["w4a4", "w4a4,smooth=none"])
+def test_it_begins_where_the_plan_rounds_to(scheme):
     """start="rounded": the prepared model gives what qpass.compile gives, before any training."""
     model, x = Gated().eval(), batch()
-    plan = qpass.analyze(model, "w4a4,smooth=none,equalize=none,bias=none", x, [x])
-    t = qpass.prepare_qat(model, "w4a4", x)
+    plan = qpass.analyze(model, f"{scheme},equalize=none,bias=none", x, [x])
+    t = qpass.prepare_qat(model, scheme, x)
     assert not t.training
     _, own = lowered(t)
     for d in plan.quantized:
@@ -97,6 +98,13 @@ def test_it_begins_where_the_plan_rounds_to():
         torch.testing.assert_close(own[d.site].packed.scale, d.packed.scale)
         torch.testing.assert_close(own[d.site].input_scale, d.input_scale)
         assert torch.equal(own[d.site].input_zero, d.input_zero)
+        if d.input_shift is None:
+            assert own[d.site].packed.in_mul is own[d.site].input_shift is d.packed.in_mul is None
+            continue
+        assert torch.equal(own[d.site].packed.in_mul, d.packed.in_mul)
+        assert torch.equal(own[d.site].input_shift, d.input_shift)
+        torch.testing.assert_close(own[d.site].bias, d.bias, rtol=1e-4, atol=1e-5)
+    assert any(d.input_shift is not None for d in plan.quantized) == (scheme == "w4a4")
 
 
 def test_published_starts_leave_the_weights():

@@ -18,9 +18,10 @@ def data():
     return [torch.randn(8, 6, 16, generator=generator) for _ in range(STEPS)]
 
 
-def model():
+def model(batch):
+    """Prepared on a batch, or by all processes together, each on its own: factors of channels count the rows they saw."""
     torch.manual_seed(0)
-    t = prepared(Gated(), "w4a4", data()[0])
+    t = prepared(Gated(), "w4a4", batch)
     t.drop.p = 0.0  # processes draw different masks
     return t
 
@@ -39,7 +40,7 @@ def trained(t, call, batches):
 def worker(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    t = model()
+    t = model(data()[0].chunk(2)[rank])
     wrapped = DistributedDataParallel(t)
     seen = trained(t, wrapped, [batch.chunk(2)[rank] for batch in data()])
     q = qpass.compile(wrapped.module.eval(), backend="reference")
@@ -51,7 +52,8 @@ def test_two_processes_train_as_one(tmp_path):
     sys.setrecursionlimit(5000)
     mp.spawn(worker, (str(tmp_path),), nprocs=2)
     one, two = (torch.load(tmp_path / str(rank)) for rank in range(2))
-    t = model()
+    t = model(data()[0])
+    assert t.gate.used[1].factor is not None
     whole = trained(t, t, data())
     for ours, a, b in zip(whole, one[0], two[0], strict=True):
         assert ours.keys() == a.keys() == b.keys()

@@ -99,7 +99,7 @@ def test_gradients_of_two_halves_are_those_of_the_whole(scheme):
         torch.testing.assert_close(grad, whole[name], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("scheme", ["w4a4", "w4a4-dynamic", "w4a16-g8"])
+@pytest.mark.parametrize("scheme", ["w4a4,smooth=none", "w4a4-dynamic,smooth=none", "w4a16-g8"])
 def test_bf16_autocast(scheme):
     t = prepared(Gated(), scheme, X)
     with torch.autocast("cpu", torch.bfloat16):

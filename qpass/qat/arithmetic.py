@@ -3,6 +3,8 @@
     forward    x, s, z      ->  y, code      code: int8, what the backward pass needs to know of an element of x
     backward   dL/dy, code  ->  dL/dx, and the sums dL/ds, dL/dz
 
+With channels x is multiplied and shifted before (channels.py), in the same kernel; code, s and z are then of what it becomes.
+
     code   -128: below, 127: above, else the residual v - round(v) in 1/240: one byte an element is kept beside y, which the
            product keeps anyway, where x itself would take four
 
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from qpass.affine import math_dtype
 from qpass.qat.blocks import blocked, spread, summed
+from qpass.qat.channels import Channels, chained, scaled
 from qpass.qat.subgradients.subgradient import Elements, Subgradient
 from qpass.qtype import QType
 
@@ -24,10 +27,16 @@ BELOW, ABOVE, PARTS = -128, 127, 240
 
 
 def forward(
-    x: Tensor, step: Tensor, zero: Tensor | None, qtype: QType, dtype: torch.dtype, coded: bool
+    x: Tensor,
+    step: Tensor,
+    zero: Tensor | None,
+    qtype: QType,
+    dtype: torch.dtype,
+    coded: bool,
+    channels: Channels | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """(y in dtype, code or None). step, zero: float32 of the type's shape; zero holds whole numbers."""
-    view = blocked(x, qtype).to(math_dtype(x.dtype))
+    view = blocked(scaled(x, channels), qtype)
     s = spread(step, qtype, x.dim()).to(view.dtype)
     z = 0.0 if zero is None else spread(zero, qtype, x.dim()).to(view.dtype)
     exact = view / s
@@ -42,21 +51,28 @@ def forward(
 
 
 def backward(
-    grad: Tensor, seen: Tensor, step: Tensor, zero: Tensor | None, qtype: QType, rule: Subgradient, dtype: torch.dtype
+    grad: Tensor,
+    seen: Tensor,
+    step: Tensor,
+    zero: Tensor | None,
+    qtype: QType,
+    rule: Subgradient,
+    dtype: torch.dtype,
+    channels: Channels | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(dL/dx in dtype, dL/ds, dL/dz), the last two summed and None where the rule learns none. seen: code, or x itself."""
     g = blocked(grad, qtype).to(math_dtype(dtype))
     s = spread(step, qtype, seen.dim()).to(g.dtype)
     z = torch.zeros((), dtype=g.dtype, device=g.device)
     z = z if zero is None else spread(zero, qtype, seen.dim()).to(g.dtype)
-    view = blocked(seen, qtype)
     if seen.dtype == torch.int8:
-        held = view.to(g.dtype)  # compared as floats too: a kernel has one width of lanes
+        held = blocked(seen, qtype).to(g.dtype)  # compared as floats too: a kernel has one width of lanes
         residual, below, above = held * (1 / PARTS), held == BELOW, held == ABOVE
     else:
-        exact = view.to(g.dtype) / s
+        exact = blocked(scaled(seen, channels), qtype) / s
         residual, below, above = exact - torch.round(exact), exact + z <= qtype.qmin, exact + z >= qtype.qmax
     e = Elements(g, residual, below, above, s, qtype.qmin - z, qtype.qmax - z)
     to_step = None if rule.to_step is None else summed(rule.to_step(e), qtype)
     to_offset = None if rule.to_offset is None or zero is None else summed(rule.to_offset(e), qtype)
-    return rule.to_value(e).to(dtype).reshape(seen.shape), to_step, to_offset
+    to_x = chained(rule.to_value(e).reshape(seen.shape), channels)
+    return to_x.to(dtype), to_step, to_offset

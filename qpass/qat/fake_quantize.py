@@ -2,6 +2,8 @@
 
     y = (clamp(round(x / s) + z, low, high) - z) s
 
+`channels=` multiplies and shifts x before, by channel (channels.py); y stays multiplied.
+
 The gradient of a step is the sum over its elements times 1 / sqrt(N high), that of its offset too; N is the number of its
 weights, or of the features of one sample (LSQ, 1902.08153, section 2.2), so that micro-batches and processes add up to the
 gradient of the whole batch.
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor
 
 from qpass import affine
+from qpass.affine import math_dtype
 from qpass.qat.arithmetic import backward, forward
+from qpass.qat.channels import Channels, chained, scaled
 from qpass.qat.fused import fused
 from qpass.qat.subgradients.subgradient import Subgradient
 from qpass.qtype import QType
@@ -32,21 +36,24 @@ class _FakeQuantize(torch.autograd.Function):
         rule: Subgradient,
         dtype: torch.dtype,
         stays: bool,
+        by: Tensor | None,
+        less: Tensor | None,
     ) -> Tensor:
-        zero = whole(offset, qtype)
-        y, code = fused(forward, x, step, zero, qtype, dtype, not stays)
-        ctx.save_for_backward(x if stays else code, step, zero)
+        zero, channels = whole(offset, qtype), None if by is None else (by, less)
+        y, code = fused(forward, x, step, zero, qtype, dtype, not stays, channels)
+        ctx.save_for_backward(x if stays else code, step, zero, by, less)
         ctx.qtype, ctx.rule, ctx.dtype, ctx.stays = qtype, rule, x.dtype, stays
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        seen, step, zero = ctx.saved_tensors
-        found, to_step, to_offset = fused(backward, grad, seen, step, zero, ctx.qtype, ctx.rule, ctx.dtype)
+        seen, step, zero, by, less = ctx.saved_tensors
+        channels = None if by is None else (by, less)
+        found, to_step, to_offset = fused(backward, grad, seen, step, zero, ctx.qtype, ctx.rule, ctx.dtype, channels)
         samples = 1 if ctx.stays or seen.dim() < 2 else len(seen)
         scale = (seen.numel() / samples / step.numel() * ctx.qtype.qmax) ** -0.5 if seen.numel() else 1.0
         sums = (None if t is None else (t * scale).to(torch.float32) for t in (to_step, to_offset))
-        return found, *sums, None, None, None, None
+        return found, *sums, *[None] * 6
 
 
 def fake_quantize(
@@ -57,16 +64,18 @@ def fake_quantize(
     rule: Subgradient,
     dtype: torch.dtype | None = None,
     stays: bool = False,
+    channels: Channels | None = None,
 ) -> Tensor:
     """y, in the shape of x and in dtype (that of x unless given).
 
     step, offset: float32, shaped as `scale_shape` says; the offset is rounded, and None where the type is symmetric. stays: x
-    is a parameter, which is still there in the backward pass; of another x one byte an element is kept.
+    is a parameter, which is still there in the backward pass; of another x one byte an element is kept. channels: constants
+    that no one writes to before the backward pass.
     """
     dtype = dtype or x.dtype
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, step, offset)):
-        return _FakeQuantize.apply(x, step, offset, qtype, rule, dtype, stays)
-    return fused(forward, x, step, whole(offset, qtype), qtype, dtype, False)[0]
+        return _FakeQuantize.apply(x, step, offset, qtype, rule, dtype, stays, *(channels or (None, None)))
+    return fused(forward, x, step, whole(offset, qtype), qtype, dtype, False, channels)[0]
 
 
 def whole(offset: Tensor | None, qtype: QType) -> Tensor | None:
@@ -76,23 +85,31 @@ def whole(offset: Tensor | None, qtype: QType) -> Tensor | None:
 
 class _Dynamic(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, qtype: QType, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, qtype: QType, dtype: torch.dtype, by: Tensor | None, less: Tensor | None
+    ) -> Tensor:
         ctx.dtype = x.dtype
-        return fused(dynamic, x, qtype, dtype)
+        ctx.save_for_backward(by)
+        return fused(dynamic, x, qtype, dtype, None if by is None else (by, less))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.to(ctx.dtype), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (by,) = ctx.saved_tensors
+        wide = grad if by is None else chained(grad.to(math_dtype(ctx.dtype)), (by, None))
+        return wide.to(ctx.dtype), None, None, None, None
 
 
-def dynamic(x: Tensor, qtype: QType, dtype: torch.dtype) -> Tensor:
+def dynamic(x: Tensor, qtype: QType, dtype: torch.dtype, channels: Channels | None = None) -> Tensor:
     """`x` as it comes back from codes whose parameters are those of its own rows or samples, in dtype."""
+    x = x if channels is None else scaled(x, channels)
     scale, zero = affine.choose_dynamic(x, qtype)
     return forward(x, scale, zero, qtype, dtype, False)[0]
 
 
-def fake_quantize_dynamic(x: Tensor, qtype: QType, dtype: torch.dtype | None = None) -> Tensor:
+def fake_quantize_dynamic(
+    x: Tensor, qtype: QType, dtype: torch.dtype | None = None, channels: Channels | None = None
+) -> Tensor:
     """`dynamic`, with the straight-through estimator: no value is outside of its own range, and nothing is kept."""
     if torch.is_grad_enabled() and x.requires_grad:
-        return _Dynamic.apply(x, qtype, dtype or x.dtype)
-    return fused(dynamic, x, qtype, dtype or x.dtype)
+        return _Dynamic.apply(x, qtype, dtype or x.dtype, *(channels or (None, None)))
+    return fused(dynamic, x, qtype, dtype or x.dtype, channels)

@@ -3,6 +3,7 @@
     o_t  = the code moved, and against the way of its last move                     (section 3.2)
     f_t  = m o_t + (1 - m) f_{t-1}                                                  (equation 4)
     damping   L = sum (w^ - clip(w, low, high))^2,  w^ the fake-quantized weight    (equation 5)
+              where its input's channels have factors, of w divided by them (channels.py)
     freezing  where f_t > threshold: the code is kept at round(average of codes)    (section 4.3, algorithm 1)
 
 oscillation = qpass.qat.Oscillation(t, threshold=0.02)
@@ -33,8 +34,8 @@ def damping(model: nn.Module) -> Tensor:
     for weight, quantizer in _weights(model):
         params = quantizer.params(weight)
         low, high = (_real(torch.full_like(weight, code), params) for code in (params.type.qmin, params.type.qmax))
-        rounded = affine.fake_quantize(weight.detach(), params)
-        terms.append((rounded - torch.minimum(torch.maximum(weight, low), high)).square().sum())
+        rounded, seen = affine.fake_quantize(quantizer.seen(weight.detach()), params), quantizer.seen(weight)
+        terms.append((rounded - torch.minimum(torch.maximum(seen, low), high)).square().sum())
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
@@ -66,7 +67,7 @@ class Oscillation:
         often = total = 0
         for weight, quantizer in _weights(self.model):
             params = quantizer.params(weight)
-            code = affine.quantize(weight, params.scale, params.zero, params.type).to(torch.int16)
+            code = affine.quantize(quantizer.seen(weight), params.scale, params.zero, params.type).to(torch.int16)
             state = self.states.get(quantizer.site)
             if state is None:
                 zeros = torch.zeros_like(code, dtype=torch.float32)
@@ -75,7 +76,7 @@ class Oscillation:
             else:
                 self._follow(state, code)
             if self.threshold is not None:
-                self._freeze(state, weight, params)
+                self._freeze(state, weight, quantizer, params)
             often += int((state.frequency > OFTEN).sum())
             total += weight.numel()
         return often / max(total, 1)
@@ -88,10 +89,10 @@ class Oscillation:
         state.way = torch.where(way != 0, way, state.way)
         state.code = code
 
-    def _freeze(self, state: _State, weight: Tensor, params: QParams) -> None:
+    def _freeze(self, state: _State, weight: Tensor, quantizer: Quantizer, params: QParams) -> None:
         state.frozen |= state.frequency > self.threshold
         if bool(state.frozen.any()):
-            kept = _real(state.average.round(), params)
+            kept = quantizer.undone(_real(state.average.round(), params))
             weight.copy_(torch.where(state.frozen, kept.to(weight.dtype), weight))
 
 

@@ -4,6 +4,8 @@ log_step   float32 parameter, ln s: a step is positive whatever the optimizer do
 offset     float32 parameter or buffer, the zero point before it is rounded; unsigned types alone
 low, high  float32 buffers in the step's stead where the rule learns none: the moving average of an input's range; a
            weight's range is looked at in every call
+factor     float32 buffers [K], what the plan multiplies the channels of an input by (a weight's are divided by it), and
+shift      what it subtracts from an input before: channels.py; None where the plan has none. They are constants
 kind       uint8 buffer, the type as text: a checkpoint of another scheme is refused by it
 """
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from qpass import affine
 from qpass.errors import QpassError
+from qpass.qat.channels import Channels, scaled, undone
 from qpass.qat.fake_quantize import fake_quantize, fake_quantize_dynamic, whole
 from qpass.qat.memo import Memo
 from qpass.qat.subgradients.subgradient import Subgradient
@@ -31,13 +34,25 @@ BROKEN = (
 OTHER_SCHEME = (
     "{}: the checkpoint's type is {}, this model was prepared for {}; prepare it with the scheme of the checkpoint."
 )
+OTHER_CHANNELS = (
+    "{}: the checkpoint has {} factors of its input channels, this model {}; prepare it with the scheme and the data of the "
+    "checkpoint (`smooth=none` in a scheme leaves the factors out)."
+)
 
 
 class Quantizer(nn.Module):
     """Gives a tensor back as its codes stand for it. site: where, for messages; params: the first, None where dynamic."""
 
     def __init__(
-        self, site: str, qtype: QType, rule: Subgradient, params: QParams | None, is_weight: bool, learns: bool = True
+        self,
+        site: str,
+        qtype: QType,
+        rule: Subgradient,
+        params: QParams | None,
+        is_weight: bool,
+        learns: bool = True,
+        factor: Tensor | None = None,
+        shift: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.site, self.type, self.rule, self.is_weight = site, qtype, rule, is_weight
@@ -45,6 +60,11 @@ class Quantizer(nn.Module):
         self._memo = Memo()
         text = torch.tensor(list(str(qtype).encode()), dtype=torch.uint8)
         self.register_buffer("kind", text)
+        for name, values in (
+            ("factor", factor),
+            ("shift", shift),
+        ):  # each its own memory: safetensors takes no shared one
+            self.register_buffer(name, None if values is None else values.to(torch.float32, copy=True))
         self.dynamic = params is None
         if params is None:
             return
@@ -61,20 +81,53 @@ class Quantizer(nn.Module):
             self.register_buffer("low", (qtype.qmin - zero) * params.scale)
             self.register_buffer("high", (qtype.qmax - zero) * params.scale)
 
+    def channels(self) -> Channels | None:
+        """What a value is multiplied by, and what is taken off then; nothing where there are no factors.
+
+        New tensors, since DistributedDataParallel writes to buffers, which a backward pass may still be waiting for.
+        """
+        if self.factor is None:
+            return None
+        factor = self.factor.to(torch.float32, copy=True)
+        if self.is_weight:
+            by = 1 / factor
+            return (by[:, None] if self.type.axis == 1 else by), None
+        return factor, None if self.shift is None else self.shift.to(torch.float32) * factor
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What is rounded of a value: its channels times their factors, in float32 (float64 where it is); else x itself."""
+        return x if self.factor is None else scaled(x, self.channels())
+
+    def undone(self, y: Tensor) -> Tensor:
+        """The value that was `seen` as y."""
+        channels = self.channels()
+        return y if channels is None else undone(y, channels)
+
     def params(self, weight: Tensor | None = None) -> QParams:
         """Scale and zero point in use. weight: where it is one, as some rules look at its range."""
         if self.rule.learns:
             offset = getattr(self, "offset", None)
             zero = None if offset is None else whole(offset.detach(), self.type).to(torch.int32)
             return QParams(self.log_step.detach().exp().to(torch.float32), zero, self.type)
-        lo, hi = (self.low, self.high) if weight is None else affine.limits(weight.detach().float(), self.type)
+        lo, hi = (
+            (self.low, self.high) if weight is None else affine.limits(self.seen(weight.detach()).float(), self.type)
+        )
         return affine.choose_qparams(lo, hi, self.type)
 
-    def forward(self, x: Tensor, reader: int = 0, dtype: torch.dtype | None = None) -> Tensor:
-        """X as it comes back from its codes, in dtype (that of x unless given). reader: id of the module that asks."""
+    def forward(self, x: Tensor, reader: int = 0, dtype: torch.dtype | None = None, multiplied: bool = False) -> Tensor:
+        """X as it comes back from its codes, in dtype (that of x unless given). reader: id of the module that asks.
+
+        multiplied: with the factors of its channels, else they are undone.
+        """
         if not self.on or not x.is_floating_point():
             return x
         dtype = dtype or x.dtype
+        if self.factor is None or multiplied:
+            return self._once(x, reader, dtype)
+        return self.undone(self._once(x, reader, affine.math_dtype(x.dtype))).to(dtype)
+
+    def _once(self, x: Tensor, reader: int, dtype: torch.dtype) -> Tensor:
+        """For all that read one value."""
         if self.readers < 2 or torch.compiler.is_compiling() or x.is_inference():
             return self._quantized(x, dtype)
         steps = tuple(p._version for p in self._parameters.values() if p is not None)
@@ -87,17 +140,18 @@ class Quantizer(nn.Module):
 
     def _quantized(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if self.dynamic:
-            return fake_quantize_dynamic(x, self.type, dtype)
+            return fake_quantize_dynamic(x, self.type, dtype, self.channels())
         if not self.rule.learns and not self.is_weight and self.training and x.numel():
-            self._follow(x.detach())
+            self._follow(self.seen(x.detach()))
         if not self.rule.learns:
             now = self.params(x if self.is_weight else None)
             zero = None if now.zero is None else now.zero.float()
-            return fake_quantize(x, now.scale, zero, self.type, self.rule, dtype, stays=self.is_weight)
+            return fake_quantize(x, now.scale, zero, self.type, self.rule, dtype, self.is_weight, self.channels())
         step = self.log_step.exp().to(torch.float32)
         if self.training:
             self._check(step)
-        return fake_quantize(x, step, getattr(self, "offset", None), self.type, self.rule, dtype, stays=self.is_weight)
+        offset = getattr(self, "offset", None)
+        return fake_quantize(x, step, offset, self.type, self.rule, dtype, self.is_weight, self.channels())
 
     def _follow(self, x: Tensor) -> None:
         """Moves the range, once for each forward pass: activation checkpointing runs it again, inside of the backward one."""
@@ -123,6 +177,11 @@ class Quantizer(nn.Module):
         theirs = state_dict.get(f"{prefix}kind")
         if theirs is not None and not torch.equal(theirs.cpu(), self.kind.cpu()):
             raise QpassError(OTHER_SCHEME.format(self.site, bytes(theirs.tolist()).decode(errors="replace"), self.type))
+        held = self.factor is not None
+        if theirs is not None and held != (f"{prefix}factor" in state_dict):
+            raise QpassError(
+                OTHER_CHANNELS.format(self.site, "no" if held else "the", "has them" if held else "has none")
+            )
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

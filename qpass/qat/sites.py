@@ -1,6 +1,6 @@
 """Modules whose product is fake-quantized: the same module, of a class made from its own, its weight where it was.
 
-    Linear          y = linear(Q_x(x), Q_w(weight), bias)
+    Linear          y = linear(Q_x(x), Q_w(weight), bias); with factors of the channels of x, of the products (channels.py)
     Conv*           the same, behind the module's own padding
     any other       its own forward on Q_x(x), with Q_w(weight) under the weight's name for the time of the call
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qpass.qat.channels import carried
 from qpass.qat.quantizer import Quantizer, product_dtype
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -32,11 +33,14 @@ class Trained:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward, of a fake-quantized input and weight."""
-        args, kwargs = self._rounded(args, kwargs)
+        multiplied = keeps_factors(self) and all(quantizer.on for quantizer in self.used)
+        args, kwargs = self._rounded(args, kwargs, multiplied)
         raw = getattr(self, self.weight_name)
-        weight = self.used[0](raw, dtype=raw.dtype if isinstance(self, nn.Embedding) else product_dtype(raw))
+        dtype = raw.dtype if isinstance(self, nn.Embedding) else product_dtype(raw)
+        weight = self.used[0](raw, dtype=dtype, multiplied=multiplied)
         if self.base.forward is nn.Linear.forward:
-            return F.linear(*args, **kwargs, weight=weight, bias=self.bias)
+            bias = self._shifted_bias(weight) if multiplied else self.bias
+            return F.linear(*args, **kwargs, weight=weight, bias=bias)
         if any(self.base.forward is kind.forward for kind in CONVOLUTIONS):
             return self._conv_forward(*args, **kwargs, weight=weight, bias=self.bias)
         vars(self)[self.weight_name] = weight  # found before a parameter of that name
@@ -45,7 +49,17 @@ class Trained:
         finally:
             del vars(self)[self.weight_name]
 
-    def _rounded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _shifted_bias(self, weight: Tensor) -> Tensor | None:
+        """The bias, and what the shift of the input's channels adds to it; weight: as it is multiplied."""
+        channels = self.used[1].channels()
+        if channels is None or channels[1] is None:
+            return self.bias
+        moved = carried(weight, channels[1])
+        return (moved if self.bias is None else self.bias + moved).to(weight.dtype)
+
+    def _rounded(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], multiplied: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments, the first one fake-quantized."""
         quantizer = self.used[1]
         if quantizer is None:
@@ -53,7 +67,7 @@ class Trained:
         name = None if args else next(iter(kwargs))
         value = args[0] if args else kwargs[name]
         reader = 0 if torch.compiler.is_compiling() else id(self)  # it is compiled for this module alone
-        rounded = quantizer(value, reader, product_dtype(value))
+        rounded = quantizer(value, reader, product_dtype(value), multiplied)
         return ((rounded, *args[1:]), kwargs) if args else (args, {**kwargs, name: rounded})
 
     def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
@@ -78,6 +92,12 @@ def make_trained(module: nn.Module, name: str, weight: Quantizer, x: Quantizer |
         if quantizer is not None and id(quantizer) not in owned:
             owned.add(id(quantizer))
             setattr(module, attribute, quantizer.train(module.training))
+
+
+def keeps_factors(module: nn.Module) -> bool:
+    """Whether a trained module multiplies values that have the factors of its input's channels, and shifts its bias."""
+    x = module.used[1]
+    return module.base.forward is nn.Linear.forward and x is not None and x.factor is not None
 
 
 def make_float(module: nn.Module) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from qpass.errors import QpassError
 from qpass.packing import Packed, pack
 from qpass.plan import Decision, Plan
 from qpass.qat.arguments import with_other_operands
+from qpass.qat.channels import carried
 from qpass.qat.fast_path import allow_fast_path, leave_fast_path
 from qpass.qat.quantizer import Quantizer
 from qpass.qat.sites import make_float, make_trained, trained_modules, weight_of
@@ -32,6 +33,7 @@ from qpass.qtype import QParams
 from qpass.storage import fingerprint
 from qpass.trained import RECORD, Training, training_of
 
+TENSORS = ("packed", "input_scale", "input_zero", "input_shift", "bias")  # of a decision: the model holds them
 MARGIN = 0.05  # of a step: how far from the edge of its code's range a weight starts
 TWO_WEIGHTS = "its module has {} fake-quantized already, and training does so with one weight of a module"
 OTHER_OPERAND = (
@@ -87,41 +89,51 @@ def own_name(module: nn.Module, parameter: Tensor | None) -> str | None:
 def install_training(model: nn.Module, plan: Plan, method: Method, published: bool) -> None:
     """Makes the modules of a plan's sites trained ones, in place. published: weights begin with the method's own steps."""
     weights: dict[str, Quantizer] = {}
-    inputs: dict[str, Quantizer] = {}
+    inputs: dict[Hashable, Quantizer] = {}
     owned: set[int] = set()
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     for d in plan.quantized:
         module = modules[d.site.rpartition(":")[0]]
         if hasattr(module, "used"):
-            inputs.setdefault(d.group, module.used[1])
+            inputs.setdefault(_shared_by(d), module.used[1])
             continue
         name = own_name(module, parameters[d.weight])
         parameter = module._parameters[name]
         learns = any(p.requires_grad for p in module.parameters(recurse=False))
         if d.weight not in weights:
             weights[d.weight] = _of_weight(d, parameter, method, published, learns)
-        if d.input_type is not None and d.group not in inputs:
-            inputs[d.group] = _of_input(d, method, learns)
+        value = _shared_by(d)
+        if d.input_type is not None and value not in inputs:
+            inputs[value] = _of_input(d, method, learns)
         elif d.input_type is not None:
-            inputs[d.group].readers += 1
-        make_trained(module, name, weights[d.weight], inputs.get(d.group) if d.input_type else None, owned)
-    bare = {
-        n: dataclasses.replace(d, packed=None, input_scale=None, input_zero=None) for n, d in plan.decisions.items()
-    }
+            inputs[value].readers += 1
+        make_trained(module, name, weights[d.weight], inputs[value] if d.input_type else None, owned)
+    bare = {n: dataclasses.replace(d, **dict.fromkeys(TENSORS)) for n, d in plan.decisions.items()}
     record = Training(dataclasses.replace(plan, decisions=bare), method.name)
     vars(model)[RECORD] = record
     leave_fast_path(model)
 
 
+def _shared_by(d: Decision) -> Hashable:
+    """What sites have in common that share an input's quantizer: what they read, its first steps, and its factors."""
+    held = (d.input_scale, d.input_zero, None if d.packed is None else d.packed.in_mul)
+    return d.group, d.input_type, *(None if t is None else fingerprint(t) for t in held)
+
+
 def _of_weight(d: Decision, parameter: Tensor, method: Method, published: bool, learns: bool) -> Quantizer:
     packed, rule = d.packed, method.weights
     params = QParams(packed.scale, packed.zero, packed.type).to(parameter.device)
+    made = functools.partial(
+        Quantizer, f"{d.site}.weight", packed.type, rule, is_weight=True, learns=learns, factor=packed.in_mul
+    )
+    quantizer = made(params=params).to(parameter.device)
     if published and rule.start is not None:
-        params = rule.start(parameter.detach(), packed.type)
-    elif rule.learns:
+        return made(params=rule.start(quantizer.seen(parameter.detach()), packed.type)).to(parameter.device)
+    if rule.learns:
         with torch.no_grad():
-            parameter.copy_(near_codes(parameter, packed.data.to(parameter.device), params))
-    return Quantizer(f"{d.site}.weight", packed.type, rule, params, True, learns)
+            near = near_codes(quantizer.seen(parameter), packed.data.to(parameter.device), params)
+            parameter.copy_(quantizer.undone(near))
+    return quantizer
 
 
 def near_codes(weight: Tensor, codes: Tensor, params: QParams) -> Tensor:
@@ -133,13 +145,13 @@ def near_codes(weight: Tensor, codes: Tensor, params: QParams) -> Tensor:
 
 
 def _of_input(d: Decision, method: Method, learns: bool) -> Quantizer:
-    rule = method.inputs
+    rule, factors = method.inputs, dict(factor=d.packed.in_mul, shift=d.input_shift)
     if d.input_scale is None:
-        return Quantizer(f"{d.site}.input", d.input_type, rule, None, False)
+        return Quantizer(f"{d.site}.input", d.input_type, rule, None, False, **factors)
     if d.input_zero is not None and int(d.input_zero) > d.input_type.qmin:
         rule = method.negative_inputs
     params = QParams(d.input_scale, d.input_zero, d.input_type)
-    return Quantizer(f"{d.site}.input", d.input_type, rule, params, False, learns)
+    return Quantizer(f"{d.site}.input", d.input_type, rule, params, False, learns, **factors)
 
 
 def lowered(model: nn.Module, inplace: bool = False) -> tuple[nn.Module, Plan]:
@@ -169,23 +181,30 @@ def trained_plan(model: nn.Module) -> Plan:
         if d.weight not in packed:
             packed[d.weight] = _codes(module.used[0], weight_of(module))
             prints[d.weight] = fingerprint(weight_of(module).detach())
-        plan.decisions[name] = _with_input(
-            dataclasses.replace(d, packed=packed[d.weight], made_from=prints[d.weight]), module.used[1]
-        )
+        d = dataclasses.replace(d, packed=packed[d.weight], made_from=prints[d.weight])
+        plan.decisions[name] = _with_input(d, module.used[1])
     return plan
 
 
 def _codes(quantizer: Quantizer, weight: Tensor) -> Packed:
     params = quantizer.params(weight).check(quantizer.site)
-    codes = affine.quantize(weight.detach(), params.scale, params.zero, params.type)
-    return pack(codes, params.scale, params.type, None, params.zero).to("cpu")
+    codes = affine.quantize(quantizer.seen(weight.detach()), params.scale, params.zero, params.type)
+    factor = None if quantizer.factor is None else quantizer.factor.to(torch.float32, copy=True)
+    return pack(codes, params.scale, params.type, factor, params.zero).to("cpu")
 
 
 def _with_input(d: Decision, quantizer: Quantizer | None) -> Decision:
-    if quantizer is None or quantizer.dynamic:
+    if quantizer is None:
         return d
-    params = quantizer.params().check(quantizer.site).to("cpu")
-    return dataclasses.replace(d, input_scale=params.scale, input_zero=params.zero)
+    if not quantizer.dynamic:
+        params = quantizer.params().check(quantizer.site).to("cpu")
+        d = dataclasses.replace(d, input_scale=params.scale, input_zero=params.zero)
+    if quantizer.shift is None:
+        return d
+    shift, packed = quantizer.shift.to("cpu", torch.float32, copy=True), d.packed
+    weight = affine.dequantize(packed.data, packed.scale, packed.zero, packed.type)
+    weight = weight.t() if d.transposed else weight
+    return dataclasses.replace(d, input_shift=shift, bias=carried(weight, shift * packed.in_mul))
 
 
 def float_model(model: nn.Module, inplace: bool = False) -> nn.Module:

@@ -86,7 +86,8 @@ def solve(
     if free and scheme.smooth is not None:
         c = shift(observed, scheme.dynamic)
         v = _factor(observed, stacked, scheme, c, kept)
-    extra, scale, zero = _static_input(scheme, observed, stacked, c, v, free, splits and scheme.weight.group is None)
+    splits = splits and scheme.split != "none" and scheme.weight.group is None
+    extra, scale, zero = _static_input(scheme, observed, stacked, c, v, free, splits)
     noise = _noise(scheme, observed, c, v, scale)
     covariance = kept * torch.outer(v, v).double()
     drift, moved = _drift(observed, scheme, v)
