@@ -46,11 +46,11 @@ export function boxSize(item) {
   return item.size;
 }
 
-/** What is said of a box to those who do not see it. */
+/** What is said of a box to those who do not see it: what it shows, then where it belongs. */
 export function spoken(item, open) {
   const [first, second] = words(item);
-  if (item.children) return `module ${item.path || first}${item.block ? ` ${first}` : ""}, ${second}, ${open ? "open" : "closed"}`;
-  return `${item.node.op}, ${item.node.site ?? item.node.module}, ${second}`.replace(", ,", ",");
+  if (item.children) return `${first} ${second}, module ${item.path}, ${open ? "open" : "closed"}`;
+  return `${first} ${second}, ${item.node.op} of ${item.node.site || item.node.module || "the model"}`;
 }
 
 /** A group of elements for a box at [x, y]: a node, a closed module. */
