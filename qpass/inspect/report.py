@@ -77,12 +77,6 @@ class Report:
             Path(path).write_text(text)
         return text
 
-    def to_html(self, path: str | os.PathLike[str], depth: int | None = None) -> None:
-        """The report as one HTML file that opens offline; depth: modules of so many names become one node each."""
-        from qpass.inspect.page import write
-
-        write(self.document(), path, depth)
-
     def _data(self) -> dict[str, Any]:
         parameters, macs = self.plan.coverage()
         sites = [

@@ -14,7 +14,7 @@ const comparison = { key: "", rows: [], shown: [], list: null };
 /** Makes the table and its choices; done once. */
 export function startCompare() {
   const head = (text) => element("th", { scope: "col", text });
-  const names = ["before-head", "after-head"].map((id) => element("th", { scope: "col", id }));
+  const names = [["before-head", "Before"], ["after-head", "After"]].map(([id, text]) => element("th", { scope: "col", id, text }));
   const body = element("tbody");
   const table = element("table", { class: "compare", "aria-label": "Before and after" },
     element("thead", {}, element("tr", {}, element("th", { scope: "col", class: "mark" }, element("span", { class: "hidden", text: "Change" })), ...names, head("Site or module"))), body);

@@ -72,5 +72,5 @@ function closeAround() {
   const item = view.active;
   if (!item) return;
   if (item.children && view.open.has(item.key)) toggle(item);
-  else if (item.parent?.parent) toggle(item.parent).then(() => view.camera.intoSight(placeOf(item.parent)));
+  else if (item.parent?.parent) toggle(item.parent).then(() => placeOf(item.parent) && view.camera.intoSight(placeOf(item.parent)));
 }

@@ -200,7 +200,7 @@ export async function toggle(module) {
     const dx = (before.x + before.width / 2 - after.x - after.width / 2) * k;
     view.camera.go(d3.zoomIdentity.translate(x + dx, y + (before.y - after.y) * k).scale(k), false);
   }
-  activate(module);
+  if (after) activate(module);
 }
 
 /** Opens all modules that a depth asks for: "none", "next" or "all". */
@@ -219,7 +219,9 @@ export async function reveal(item) {
   const closed = around(item).filter((module) => !view.open.has(module.key));
   for (const module of closed) view.open.add(module.key);
   if (closed.length) await arrange();
+  const place = placeOf(item);
+  if (!place) return; // another level was chosen meanwhile
   activate(item);
-  view.camera.centre(placeOf(item));
+  view.camera.centre(place);
   paint();
 }

@@ -44,8 +44,9 @@ function offerShownLevels() {
 }
 
 async function load(keep) {
-  await showLevel(keep);
+  const shown = showLevel(keep); // the tree is there at once, the layout later
   setIndex(view.tree);
+  await shown;
 }
 
 async function goTo(entry) {

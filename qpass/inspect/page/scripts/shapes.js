@@ -69,6 +69,7 @@ export function drawBox(item, { x, y, width, height }, mode) {
     drawn("rect", { class: "body", width, height, rx: item.children ? 7 : 5, style: fill ? { fill } : {} }),
     ...(mode === "type" ? typeBars(item, width, height) : []),
     drawn("text", { class: "first", x: left, y: 18, text: first, style: ink }),
+    " ",
     drawn("text", { class: "second", x: left, y: 33, text: second, style: ink }),
     item.children ? drawn("path", { class: "plus", d: `M${width - 20} 16h9m-4.5-4.5v9`, style: fill ? { stroke: inkOn(fill) } : {} }) : null,
   );
