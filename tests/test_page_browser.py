@@ -215,12 +215,12 @@ def test_light_and_dark(page):
 
 @pytest.mark.parametrize("view", ["1", "2", "3"])
 def test_axe_finds_nothing(page, view):
-    """Light and dark together, with the details open."""
+    """With the details open; in the dark, the contrasts."""
     find(page, "layers.0.self_attn.q_proj:linear")
     page.wait_for_selector("#details:not([hidden])")
     page.keyboard.press(view)
     light = violations(page)
     page.keyboard.press("t")
-    dark = violations(page)
+    dark = violations(page, ["color-contrast"])
     page.keyboard.press("t")
     assert (light, dark) == ([], [])

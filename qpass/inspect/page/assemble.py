@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent
 
 STYLES = ("tokens", "layout", "summary", "graph", "table", "compare", "details", "print")
 SCRIPTS = (
-    "dom", "format", "data", "state", "theme", "tree", "edges", "values", "colours", "camera", "shapes", "layout",
+    "dom", "format", "data", "state", "theme", "tree", "edges", "values", "colours", "camera", "shapes", "layout", "minimap",
     "graph_view", "graph_keys", "legend", "search_index", "search_box", "rows", "site_table", "align", "compare_view",
     "charts", "site_details", "node_details", "summary", "tabs", "main",
 )  # fmt: skip

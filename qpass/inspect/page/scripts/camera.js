@@ -48,6 +48,10 @@ export function createCamera(svg, world, moved) {
       const k = Math.max(at.k, 0.85);
       go(centred(box.x + box.width / 2, box.y + box.height / 2, k), animated);
     },
+    /** Moves so that a place is in the middle, as near as now. */
+    lookAt(x, y) {
+      go(centred(x, y, at.k), false);
+    },
     zoom(factor) {
       selection.interrupt().call(zoom.scaleBy, factor);
     },

@@ -6,6 +6,7 @@ import { nodesOf, report } from "./data.js";
 import { byId, drawn, say } from "./dom.js";
 import { everyModule, linkChildren } from "./edges.js";
 import { layOutTree } from "./layout.js";
+import { createMinimap } from "./minimap.js";
 import { change, state } from "./state.js";
 import { around, buildTree, openAtFirst } from "./tree.js";
 
@@ -27,6 +28,7 @@ export function startGraph() {
   const svg = drawn("svg", { role: "group", "aria-label": "Nodes and modules" }, world);
   byId("canvas").append(svg);
   view.camera = createCamera(svg, world, paint);
+  view.map = createMinimap(view);
   new ResizeObserver(paint).observe(svg);
   svg.addEventListener("click", (event) => {
     const key = event.target.closest("[data-key]")?.dataset.key;
@@ -118,6 +120,7 @@ function paint() {
     elements.delete(key);
   }
   mark();
+  view.map();
 }
 
 function visit(module, left, top, look) {
@@ -211,7 +214,7 @@ export async function openDepth(how) {
   for (const module of how === "all" ? modules : how === "next" ? next : []) view.open.add(module.key);
   view.active = null;
   await arrange();
-  showAll(true, how === "all" ? 0.05 : 0.8);
+  showAll(true, how === "all" ? 0.5 : 0.8);
 }
 
 /** Opens what a box lies in, and brings it to the middle. */

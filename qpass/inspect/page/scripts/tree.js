@@ -33,7 +33,9 @@ function moduleAt(tree, path) {
   if (known) return known;
   const cut = path.lastIndexOf(".");
   const parent = moduleAt(tree, cut < 0 ? "" : path.slice(0, cut));
-  const made = module(path, path.slice(cut + 1), parent);
+  const name = path.slice(cut + 1);
+  const counted = /^\d+$/.test(name) && parent.path; // layers.0 says more than 0
+  const made = module(path, counted ? path.slice(parent.path.lastIndexOf(".") + 1) : name, parent);
   parent.children.push(made);
   tree.modules.set(path, made);
   return made;
@@ -45,7 +47,7 @@ function shorten(parent, tree) {
     let inner = child;
     while (inner.children.length === 1 && inner.children[0].children) {
       inner = inner.children[0];
-      inner.name = `${inner.parent.name}.${inner.name}`;
+      inner.name = child.name + inner.path.slice(child.path.length);
       tree.modules.set(inner.parent.path, inner);
     }
     const [only] = inner.children;
