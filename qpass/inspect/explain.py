@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from qpass.inspect.errors import SiteError
+from qpass.inspect.figures import SiteError
 from qpass.plan import Decision
 from qpass.runtime import Record
 

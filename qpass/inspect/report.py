@@ -12,22 +12,28 @@ from typing import Any
 
 from qpass.errors import QpassError, nearest
 from qpass.graph_text import diff
-from qpass.inspect.errors import SiteError
+from qpass.inspect.errors import Measured
 from qpass.inspect.explain import explain
+from qpass.inspect.figures import SiteError
 from qpass.plan import Plan, matches
 from qpass.runtime import Record
 
 
 @dataclass(frozen=True)
 class Report:
-    """plan: what was decided. records: the graphs captured so far, each with the text that every pass left. errors:
-    of each site, where they were measured.
+    """plan: what was decided. records: the graphs captured so far, each with the text that every pass left.
+    measured: against the float model, where there was one.
     """
 
     plan: Plan
     records: tuple[Record, ...]
     backend: str
-    errors: Mapping[str, SiteError] = field(default_factory=dict)
+    measured: Measured = field(default_factory=Measured)
+
+    @property
+    def errors(self) -> Mapping[str, SiteError]:
+        """The error of each site by its name, where they were measured."""
+        return self.measured.errors
 
     def __str__(self) -> str:
         """Coverage, reasons, and one line a graph."""
