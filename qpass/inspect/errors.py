@@ -27,9 +27,12 @@ from qpass.interrupts import heard
 from qpass.padding import unpadded
 from qpass.passes.other_sites import LOOKUP
 from qpass.plan import Decision, Plan
+from qpass.source_lines import SourceLine, source_lines
 from qpass.walk import mutates
 
-NO_BATCHES = "batches brings nothing to measure on; pass at least one batch (a generator gives its batches once: make a new one)."
+NO_BATCHES = (
+    "batches brings nothing to measure on; pass at least one (a generator gives its batches once: make a new one)."
+)
 ALL = ("", "all")
 
 
@@ -42,7 +45,7 @@ class Measured:
     loss: float | None = None
     batches: int = 0
     notes: tuple[str, ...] = ()
-    lines: Mapping[str, str] = field(default_factory=dict)  # site -> stack trace of its node
+    sources: Mapping[str, SourceLine] = field(default_factory=dict)
 
 
 def site_errors(model: nn.Module, plan: Plan, batch: Batch) -> list[SiteError]:
@@ -165,8 +168,7 @@ class Probe(Session):
         if any(d.is_output for d in self.plan):
             notes.append("losses count the sites; that convolutions leave their values as integers is not part of them")
         named = ((name, node) for _, nodes, _ in self.graphs for name, node in nodes.items())
-        lines = {name: node.meta["stack_trace"] for name, node in named if node.meta.get("stack_trace")}
-        return Measured(errors, self.losses.chosen or None, of(*ALL), batches, tuple(notes), lines)
+        return Measured(errors, self.losses.chosen or None, of(*ALL), batches, tuple(notes), source_lines(dict(named)))
 
 
 class _Known:
