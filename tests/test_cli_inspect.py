@@ -1,5 +1,7 @@
 """python -m qpass inspect: what is measured, and each form it is shown in; wrong input gets a sentence."""
 
+# ruff: noqa: F401, F811 (fixtures of another file)
+
 import json
 
 import networkx
@@ -9,7 +11,7 @@ import torch
 import qpass
 from qpass.cli import inspecting
 from tests.models import FeedForward, batches
-from tests.test_cli import fails, nets, run  # noqa: F401
+from tests.test_cli import fails, nets, run
 
 REFERENCE = "--backend reference"
 METRIC = """
@@ -36,7 +38,7 @@ def known(report, monkeypatch):
 
 
 @pytest.mark.usefixtures("known")
-def test_forms(run, report, tmp_path):  # noqa: F811
+def test_forms(run, report, tmp_path):
     heads, first, *_ = run("inspect nets:net --worst 1").splitlines()
     assert heads.split()[:3] == ["site", "weight", "input"]
     assert first.split()[0] == max(report.errors.values(), key=lambda e: e.loss_alone).site
@@ -68,11 +70,11 @@ def test_forms(run, report, tmp_path):  # noqa: F811
         ("--dot --depth 0", "depth=0 is not a positive number"),
     ],
 )
-def test_wrong_forms(fails, line, says):  # noqa: F811
+def test_wrong_forms(fails, line, says):
     assert says in fails(f"inspect nets:net {line}")
 
 
-def test_a_metric_of_a_module(run, fails, tmp_path):  # noqa: F811
+def test_a_metric_of_a_module(run, fails, tmp_path):
     (tmp_path / "own.py").write_text(METRIC)
     found = run(f"inspect nets:net --metric own:apart --alone {REFERENCE}")
     assert "apart of the output, all sites: " in found
@@ -82,7 +84,7 @@ def test_a_metric_of_a_module(run, fails, tmp_path):  # noqa: F811
     )
 
 
-def test_what_cannot_be_measured(run, fails):  # noqa: F811
+def test_what_cannot_be_measured(run, fails):
     assert "brings no inputs to measure with" in fails(f"inspect nets:bare --alone {REFERENCE}")
     assert "brings no inputs to measure errors on" in fails(f"inspect nets:bare --worst 3 {REFERENCE}")
     run("compile nets:bare --scheme w8a16 -o net.qpass --backend reference")

@@ -6,26 +6,24 @@ Every key is there; what was not measured is null. Numbers are finite.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from qpass.errors import QpassError
 from qpass.inspect import levels
 from qpass.inspect.figures import SiteError
+from qpass.inspect.known import Known
 from qpass.inspect.weights import weight_figures
 from qpass.plan import Decision
 from qpass.runtime import Record
-
-if TYPE_CHECKING:
-    from qpass.inspect.report import Report
 
 FORMAT, VERSION = "qpass-report", 1
 FLOAT_BYTES = 4
 LINES = 1_000_000
 
 
-def document(report: Report, limited: bool = True) -> dict[str, Any]:
+def document(report: Known, limited: bool = True) -> dict[str, Any]:
     """The whole report. limited: raises QpassError where a graph has more than a million nodes."""
     if limited:
         for record in report.records:
@@ -51,7 +49,7 @@ def version() -> str:
         return "unknown"
 
 
-def summary(report: Report) -> dict[str, Any]:
+def summary(report: Known) -> dict[str, Any]:
     """The figures of the whole model."""
     plan, measured = report.plan, report.measured
     sites = [d for d in plan if not d.is_output]
@@ -77,7 +75,7 @@ def summary(report: Report) -> dict[str, Any]:
     }
 
 
-def _site(report: Report, d: Decision, rules: list[str]) -> dict[str, Any]:
+def _site(report: Known, d: Decision, rules: list[str]) -> dict[str, Any]:
     time = report.times.sites.get(d.site)
     return {
         **_plan(d),
@@ -129,7 +127,7 @@ def _error(e: SiteError | None) -> dict[str, Any]:
     return found | {"input_histogram": histogram, "scatter": scatter}
 
 
-def _weight(report: Report, d: Decision) -> dict[str, Any]:
+def _weight(report: Known, d: Decision) -> dict[str, Any]:
     found = weight_figures(d, report.weights.get(d.weight))
     if found is None:
         return {"weight_channels": None, "weight_histogram": None}
@@ -139,7 +137,7 @@ def _weight(report: Report, d: Decision) -> dict[str, Any]:
     }
 
 
-def _source(report: Report, site: str) -> dict[str, Any] | None:
+def _source(report: Known, site: str) -> dict[str, Any] | None:
     for known in (report.measured.sources, *(record.sources for record in report.records)):
         if site in known:
             return vars(known[site])

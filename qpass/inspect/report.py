@@ -4,46 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
-
-from torch import Tensor
 
 from qpass.errors import QpassError, nearest
 from qpass.graph_text import diff
 from qpass.inspect import drawn, tables
-from qpass.inspect.cost import Times
 from qpass.inspect.document import document
-from qpass.inspect.errors import Measured
 from qpass.inspect.explain import explain
-from qpass.inspect.figures import SiteError
+from qpass.inspect.known import Known
 from qpass.inspect.written import written
-from qpass.plan import Plan, matches
+from qpass.plan import matches
 from qpass.runtime import Record
 
 WORST = 5
 Path = str | os.PathLike[str]
 
 
-@dataclass(frozen=True)
-class Report:
-    """plan: what was decided. records: the graphs captured so far, each with the text that every pass left.
-    measured: against the float model, where there was one. model: its class. weights: its parameters, by path.
-    """
-
-    plan: Plan
-    records: tuple[Record, ...]
-    backend: str
-    measured: Measured = field(default_factory=Measured)
-    model: str = ""
-    times: Times = field(default_factory=Times)
-    weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
-
-    @property
-    def errors(self) -> Mapping[str, SiteError]:
-        """The error of each site by its name, where they were measured."""
-        return self.measured.errors
+class Report(Known):
+    """What a user asks: text, graphs, differences, single sites, files."""
 
     def __str__(self) -> str:
         """Coverage, reasons, and one line a graph."""

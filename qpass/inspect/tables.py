@@ -5,12 +5,10 @@ from __future__ import annotations
 import csv
 import html
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qpass.inspect.figures import SiteError
-
-if TYPE_CHECKING:
-    from qpass.inspect.report import Report
+from qpass.inspect.known import Known
 
 COLUMNS = (
     "site", "operation", "quantized", "weight_type", "input_type", "shape", "parameters", "multiply_adds", "bytes_float",
@@ -27,7 +25,7 @@ def worst(errors: Any, count: int | None = None) -> list[SiteError]:
     return ordered if count is None else ordered[:count]
 
 
-def rows(report: Report, count: int | None = None) -> list[tuple[str, ...]]:
+def rows(report: Known, count: int | None = None) -> list[tuple[str, ...]]:
     """Rows under HEADS, the worst sites first; empty where nothing was measured."""
     found = []
     for e in worst(report.errors.values(), count):
@@ -39,7 +37,7 @@ def rows(report: Report, count: int | None = None) -> list[tuple[str, ...]]:
     return found
 
 
-def text(report: Report, count: int) -> list[str]:
+def text(report: Known, count: int) -> list[str]:
     """The worst sites as lines."""
     lines = [HEADS, *rows(report, count)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADS))]
@@ -72,7 +70,7 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
 
 
-def notebook(report: Report) -> str:
+def notebook(report: Known) -> str:
     """HTML: the summary's first line, and the worst sites, or all where nothing was measured."""
     e = html.escape
     heads, lines = HEADS, rows(report, SHOWN)
