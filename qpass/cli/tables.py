@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qpass.cli.show import console, table
 from qpass.inspect import tables as of_sites
+from qpass.inspect.document import sites as sites_of
 from qpass.inspect.report import Report
 from qpass.passes import ORDER
 from qpass.passes.fuse import EPILOGUE, LINEAR
@@ -68,7 +69,7 @@ def tree(report: Report) -> None:
     from rich.text import Text
     from rich.tree import Tree
 
-    sites = [site for site in report.document()["sites"] if site["operation"] not in ("output", "operand")]
+    sites = [site for site in sites_of(report, weights=False) if site["operation"] not in ("output", "operand")]
     root = Tree(Text(f"{report.model or 'model'}  {_figures(sites)}"))
     branches = {"": root}
 

@@ -31,7 +31,7 @@ from qpass.timing import interleaved
 SIDE = 1024
 COPIED = 1 << 24
 ROUNDS = 5
-ONLY_LINEARS = "times of single sites are those of linears; convolutions and other operations have none"
+ONLY_LINEARS = "times of single sites are those of linears of integers or float32; other sites have none"
 ONLY_CPU = "times of single sites are measured on a CPU alone: on a GPU small operations overlap"
 
 
@@ -66,7 +66,7 @@ def measure_times(model: nn.Module, q: nn.Module, plan: Plan, backend: Backend, 
     whole = interleaved({"float": call(model), "quantized": call(q)}, ROUNDS, warm_up=1)
     if any(p.device.type != "cpu" for p in model.parameters()):
         return Times(whole, {}, (ONLY_CPU,))
-    linears = [d for d in plan if d.operation == "linear" and d.rows and d.shape]
+    linears = [d for d in plan if _timed(d)]
     known: dict[Any, SiteTime] = {}
     sites = {}
     for d in linears:
@@ -74,8 +74,15 @@ def measure_times(model: nn.Module, q: nn.Module, plan: Plan, backend: Backend, 
         if key not in known:
             known[key] = site_time(d, backend)
         sites[d.site] = known[key]
-    others = any(d.shape and d.operation != "linear" and not d.is_output for d in plan)
+    others = any(d.shape and not _timed(d) and not d.is_output for d in plan)
     return Times(whole, sites, (ONLY_LINEARS,) if others else ())
+
+
+def _timed(d: Decision) -> bool:
+    """Whether a site is a linear of known rows, in float or of integers that a backend multiplies."""
+    types = [t for t in (d.weight_type, d.input_type) if t is not None]
+    codes = d.input_type is None or not d.input_type.signed
+    return d.operation == "linear" and bool(d.rows and d.shape) and codes and not any(t.is_float for t in types)
 
 
 def site_time(d: Decision, backend: Backend) -> SiteTime:

@@ -29,14 +29,19 @@ def document(report: Known, limited: bool = True) -> dict[str, Any]:
         for record in report.records:
             for step in record.steps:
                 check_size(record, step)
-    rules = levels.rules_of([step for record in report.records for step in record.steps])
     return {
         "format": FORMAT,
         "version": VERSION,
         "summary": summary(report),
-        "sites": [_site(report, d, rules.get(d.site, [])) for d in report.plan],
+        "sites": sites(report),
         "graphs": [_graph(record) for record in report.records],
     }
+
+
+def sites(report: Known, weights: bool = True) -> list[dict[str, Any]]:
+    """Every site of the plan. weights: also the figures of its weights, for which these are all read."""
+    rules = levels.rules_of([step for record in report.records for step in record.steps])
+    return [_site(report, d, rules.get(d.site, []), weights) for d in report.plan]
 
 
 def version() -> str:
@@ -52,11 +57,11 @@ def version() -> str:
 def summary(report: Known) -> dict[str, Any]:
     """The figures of the whole model."""
     plan, measured = report.plan, report.measured
-    sites = [d for d in plan if not d.is_output]
+    places = [d for d in plan if not d.is_output]
     share = {d.weight: math.prod(d.shape) for d in plan.quantized}
     packed = sum(p.nbytes for p in plan.packed.values())
     before = FLOAT_BYTES * plan.parameters
-    macs = sum(d.macs for d in sites)
+    macs = sum(d.macs for d in places)
     return {
         "model": report.model,
         "scheme": str(plan.scheme),
@@ -66,7 +71,7 @@ def summary(report: Known) -> dict[str, Any]:
         "parameters": {"all": plan.parameters, "quantized": sum(share.values())},
         "multiply_adds": {"all": macs, "quantized": sum(d.macs for d in plan.quantized)} if macs else None,
         "bytes": {"float": before, "quantized": before - FLOAT_BYTES * sum(share.values()) + packed},
-        "sites": {"quantized": len(plan.quantized), "float": len(sites) - len(plan.quantized)},
+        "sites": {"quantized": len(plan.quantized), "float": len(places) - len(plan.quantized)},
         "metric": measured.metric,
         "loss": _number(measured.loss),
         "milliseconds": report.times.whole,
@@ -75,12 +80,12 @@ def summary(report: Known) -> dict[str, Any]:
     }
 
 
-def _site(report: Known, d: Decision, rules: list[str]) -> dict[str, Any]:
+def _site(report: Known, d: Decision, rules: list[str], weights: bool) -> dict[str, Any]:
     time = report.times.sites.get(d.site)
     return {
         **_plan(d),
         **_error(report.errors.get(d.site)),
-        **_weight(report, d),
+        **_weight(report, d, weights),
         "milliseconds": None if time is None else _number(time.milliseconds),
         "roofline": None if time is None else _number(time.roofline),
         "source": _source(report, d.site),
@@ -127,8 +132,8 @@ def _error(e: SiteError | None) -> dict[str, Any]:
     return found | {"input_histogram": histogram, "scatter": scatter}
 
 
-def _weight(report: Known, d: Decision) -> dict[str, Any]:
-    found = weight_figures(d, report.weights.get(d.weight))
+def _weight(report: Known, d: Decision, read: bool) -> dict[str, Any]:
+    found = weight_figures(d, report.weights.get(d.weight)) if read else None
     if found is None:
         return {"weight_channels": None, "weight_histogram": None}
     return {

@@ -9,7 +9,7 @@ from typing import Any
 from qpass.errors import QpassError, nearest
 from qpass.graph_text import diff
 from qpass.inspect import drawn, tables
-from qpass.inspect.document import document
+from qpass.inspect.document import document, sites
 from qpass.inspect.explain import explain
 from qpass.inspect.known import Known
 from qpass.inspect.written import written
@@ -87,7 +87,7 @@ class Report(Known):
 
     def to_csv(self, path: Path | None = None) -> str:
         """The sites as CSV, one a row; also written to `path` where one is given."""
-        text = tables.comma_separated(self.document()["sites"])
+        text = tables.comma_separated(sites(self, weights=False))
         if path is not None:
             written(path, text)
         return text

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import html
 import io
 from typing import Any
 
@@ -46,6 +44,8 @@ def text(report: Known, count: int) -> list[str]:
 
 def comma_separated(sites: list[dict[str, Any]]) -> str:
     """CSV of a document's sites: one a row, numbers in full, lists joined by "; "."""
+    import csv
+
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -72,7 +72,8 @@ def _cell(value: Any) -> Any:
 
 def notebook(report: Known) -> str:
     """HTML: the summary's first line, and the worst sites, or all where nothing was measured."""
-    e = html.escape
+    from html import escape as e
+
     heads, lines = HEADS, rows(report, SHOWN)
     if not lines:
         heads = ("site", "weight", "input", "")
