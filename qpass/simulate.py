@@ -26,11 +26,19 @@ def real_weight(d: Decision) -> Tensor:
     return weight.t() if d.transposed else weight
 
 
-def quantized_linear(d: Decision, x: Tensor, bias: Tensor | None, weight: Tensor | None = None) -> Tensor:
-    """Float32 [..., N] of a float input [..., K]. weight: `real_weight(d)`, for who has it already."""
+def quantized_linear(
+    d: Decision, x: Tensor, bias: Tensor | None, weight: Tensor | None = None, real: Tensor | None = None
+) -> Tensor:
+    """Float32 [..., N] of a float input [..., K].
+
+    weight, real: `real_weight(d)` and `quantized_input(d, x)`, for who has them already.
+    """
     weight = real_weight(d) if weight is None else weight
-    y = torch.nn.functional.linear(quantized_input(d, x), weight, None if bias is None else bias.float())
-    return y if d.bias is None else y + d.bias.to(y.device)
+    real = quantized_input(d, x) if real is None else real
+    bias = None if bias is None else bias.float()
+    if d.bias is not None:
+        bias = d.bias.to(real.device) if bias is None else bias + d.bias.to(bias.device)
+    return torch.nn.functional.linear(real, weight, bias)
 
 
 def quantized_convolution(
@@ -57,7 +65,9 @@ def scaled_input(d: Decision, x: Tensor) -> Tensor:
     factor = factor.to(x.device)
     if d.operation != "linear":
         return real * factor.reshape(-1, *[1] * (x.dim() - 2))
-    return real * factor if d.input_shift is None else real * factor - d.input_shift.to(x.device) * factor
+    if d.input_shift is None:
+        return real * factor
+    return torch.addcmul(-d.input_shift.to(x.device) * factor, real, factor)
 
 
 def quantized_input(d: Decision, x: Tensor) -> Tensor:

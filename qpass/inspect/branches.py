@@ -21,7 +21,9 @@ from qpass.convolutions import is_convolution
 from qpass.interrupts import stop_if_asked
 from qpass.passes.other_sites import LOOKUP
 from qpass.plan import Decision, Plan
-from qpass.simulate import quantized_convolution, quantized_linear, quantized_lookup, real_weight
+from qpass.simulate import quantized_convolution, quantized_input, quantized_linear, quantized_lookup, real_weight
+
+INPUT = ("input_scale", "input_zero", "input_shift", "input_extra")
 
 
 class Products:
@@ -30,6 +32,8 @@ class Products:
     def __init__(self, plan: Plan) -> None:
         self.decisions: Mapping[str, Decision] = {d.site: d for d in plan.quantized}
         self.weights: dict[str, Tensor] = {}
+        self.forget()
+        self.shared = {d.site: d.group for d in plan.quantized if _as_its_group(d, self.decisions.get(d.group))}
 
     def __call__(self, d: Decision, node: fx.Node, args: Sequence[Any]) -> Tensor:
         """What a site's node gives of its arguments once it is quantized, in the dtype of its weight."""
@@ -42,7 +46,29 @@ class Products:
             return quantized_lookup(d, x, weight).to(held.dtype)
         if is_convolution(node):
             return quantized_convolution(d, x, args[2], args[3:], weight).to(x.dtype)
-        return quantized_linear(d, x, args[2], weight).to(x.dtype)
+        return quantized_linear(d, x, args[2], weight, self._input(d, x)).to(x.dtype)
+
+    def _input(self, d: Decision, x: Tensor) -> Tensor:
+        """The input of a linear through its type; that of sites that read one value with one step, once."""
+        group = self.shared.get(d.site, "")
+        value, known, real = self.last
+        if not group or value is not x or known != (group, x._version) or real is None:
+            real = quantized_input(d, x)
+            self.last = (x, (group, x._version), real)
+        return real
+
+    def forget(self) -> None:
+        """Drops the value that was quantized last, with its state and readers, and what became of it."""
+        self.last: tuple[Any, Any, Tensor | None] = (None, None, None)
+
+
+def _as_its_group(d: Decision, first: Decision | None) -> bool:
+    """Whether a linear quantizes its input exactly as the first of its group does."""
+    if first is None or d.operation != "linear" or first.operation != "linear" or d.input_type != first.input_type:
+        return False
+    pairs = [(d.packed.in_mul, first.packed.in_mul)]
+    pairs += [(getattr(d, name), getattr(first, name)) for name in INPUT]
+    return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
 
 
 def sites_of(nodes: Mapping[str, fx.Node], products: Products) -> dict[fx.Node, Decision]:

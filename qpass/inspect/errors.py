@@ -104,6 +104,7 @@ class Probe(Session):
     def measure(self, batch: Batch, what: str, together: bool, alone: bool) -> None:
         """Adds what one batch shows. together: the loss of all sites; alone: also those of each."""
         self.entered.clear()
+        self.products.forget()
         wanted = self.run(batch, what)
         graphs = list(self.entered)
         if together or alone:
