@@ -23,7 +23,7 @@ import qpass
 from qpass import affine
 from qpass.backends import cpu, native
 from qpass.backends.native import build
-from qpass.inspect import Report
+from qpass.inspect.report import Report
 from qpass.passes import ORDER
 from qpass.runtime import runtime_of
 

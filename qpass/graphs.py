@@ -73,7 +73,7 @@ def add_call(gm: fx.GraphModule, target: Any, args: tuple[Any, ...], before: fx.
     args, kwargs = full_arity(target, args, kwargs)
     with gm.graph.inserting_before(before):
         node = gm.graph.call_function(target, args, kwargs)
-    node.meta = {key: before.meta[key] for key in ("nn_module_stack", "site") if key in before.meta}
+    node.meta = {key: before.meta[key] for key in ("nn_module_stack", "site", "stack_trace") if key in before.meta}
     set_value(gm, node)
     return node
 

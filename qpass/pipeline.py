@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from qpass.errors import QpassError, nearest
 from qpass.graph_text import text
 from qpass.rewrite import RuleLog
+from qpass.sites import module_path
 from qpass.verify import LEVELS, verify
 
 CHOICES = (("QPASS_CHECK", ("structure", "numeric", "off")), ("QPASS_LOG", ("", "rules")))
@@ -66,13 +67,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """What a pass left."""
+    """What a pass left. modules: of each call in the text, in order, the path of the module that it comes from."""
 
     name: str
     level: str
     text: str
     edits: int
     seconds: float
+    modules: tuple[str, ...] = ()
 
 
 @dataclass
@@ -123,7 +125,8 @@ def run_pipeline(
 
 
 def _record(gm: fx.GraphModule, context: Context, name: str, level: str, edits: int, seconds: float) -> None:
-    step = Step(name, level, text(gm), edits, seconds)
+    modules = tuple(module_path(node) for node in gm.graph.nodes if node.op == "call_function")
+    step = Step(name, level, text(gm), edits, seconds, modules)
     if context.settings.dump:
         folder = Path(context.settings.dump) / context.graph_name
         _dump(folder, f"{len(context.steps):02d}_{name}.txt", step.text + "\n")

@@ -91,13 +91,8 @@ def machine() -> str:
 def _measure(d: Decision, backend: Backend) -> Timing:
     n, k = d.shape
     x, weight, bias = torch.randn(d.rows, k), torch.randn(n, k), torch.randn(n)
-    inputs = [x]
-    if d.input_type is not None:
-        inputs = [torch.randint(0, d.input_type.levels, (d.rows, k), dtype=torch.uint8)]
-        if d.input_scale is None:
-            zero = torch.full((d.rows, 1), d.input_type.levels // 2, dtype=torch.int32)
-            inputs += [torch.full((d.rows, 1), 0.01), zero]
-    linear = _alone(d, inputs, backend)
+    inputs = example_inputs(d)
+    linear = alone(d, inputs, backend)
 
     def integers() -> None:
         linear(*inputs)
@@ -107,7 +102,18 @@ def _measure(d: Decision, backend: Backend) -> Timing:
     return Timing(median_us(lambda: functional.linear(x, weight, bias)), median_us(integers))
 
 
-def _alone(d: Decision, inputs: list[Tensor], backend: Backend) -> Callable[..., object]:
+def example_inputs(d: Decision) -> list[Tensor]:
+    """What a quantized linear of a decision reads, [rows, K]: floats or codes; also the scales and zero points of rows."""
+    if d.input_type is None:
+        return [torch.randn(d.rows, d.shape[1])]
+    codes = torch.randint(0, d.input_type.levels, (d.rows, d.shape[1]), dtype=torch.uint8)
+    if d.input_scale is not None:
+        return [codes]
+    zero = torch.full((d.rows, 1), d.input_type.levels // 2, dtype=torch.int32)
+    return [codes, torch.full((d.rows, 1), 0.01), zero]
+
+
+def alone(d: Decision, inputs: list[Tensor], backend: Backend) -> Callable[..., object]:
     """One quantized linear of a decision's shape and types, as the backend runs it: a function of `inputs`."""
     held = _constants(d)
     module, graph, mode = torch.nn.Module(), fx.Graph(), FakeTensorMode()

@@ -32,6 +32,7 @@ from qpass.plan import Plan
 from qpass.rewrite import Miss
 from qpass.shared import share_constants
 from qpass.sites import SiteNames
+from qpass.source_lines import SourceLine, source_lines
 from qpass.watch import OURS, Watch
 
 CHANGED = (
@@ -46,7 +47,7 @@ TRAINING = (
 
 @dataclass
 class Record:
-    """One captured graph of a compiled model: what each pass left, as text, and the sites in it."""
+    """One captured graph of a compiled model: what each pass left, as text, the sites in it, and their lines of source."""
 
     name: str
     steps: list[Any]
@@ -56,6 +57,7 @@ class Record:
     misses: list[Miss] = field(default_factory=list)
     kept: list[tuple[str, str]] = field(default_factory=list)
     widened: list[str] = field(default_factory=list)
+    sources: dict[str, SourceLine] = field(default_factory=dict)
 
 
 @dataclass(repr=False)
@@ -105,11 +107,8 @@ class Runtime:
         run = self._watched(function, gm, everything, frozen)
         seconds = time.perf_counter() - start
         log = context.log
-        self.records.append(
-            Record(
-                context.graph_name, context.steps, sites, seconds, log.hits, log.near(), context.kept, context.widened
-            )
-        )
+        told = (log.hits, log.near(), context.kept, context.widened, source_lines(context.sites))
+        self.records.append(Record(context.graph_name, context.steps, sites, seconds, *told))
         return run
 
     def _watched(

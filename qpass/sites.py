@@ -8,6 +8,7 @@ shape, a decode step, a second process.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 
@@ -21,9 +22,12 @@ ITEM = re.compile(r"\._(?:modules|parameters|buffers)\['([^']+)'\]|\[['\"]?([^'\
 def module_path(node: fx.Node) -> str:
     """Path of the innermost module a node comes from; the root module is the empty string."""
     stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    raw = ROOT.sub("", list(stack.values())[-1][0])
+    return _path(next(reversed(stack.values()))[0]) if stack else ""
+
+
+@functools.lru_cache(maxsize=8192)
+def _path(raw: str) -> str:
+    raw = ROOT.sub("", raw)
     return ITEM.sub(lambda m: "." + (m.group(1) or m.group(2)), raw).strip(".")
 
 

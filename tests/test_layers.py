@@ -26,7 +26,7 @@ LAYERS = (
     ("passes", "backends", "solvers"),
     ("pipeline", "verify"),
     ("canonical", "capture", "convolutions", "graph_text", "graphs", "guards", "install", "products", "rewrite",
-     "sites", "trained"),
+     "sites", "source_lines", "trained"),
     ("conv_ops", "observations", "ops", "packing", "padding", "patches", "plan", "schemes", "shards", "shared",
      "storage"),
     ("affine", "arity", "geometry", "histogram", "qtype", "range_choice", "ranges", "scheme_words", "sizes"),

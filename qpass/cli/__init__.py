@@ -26,8 +26,16 @@ examples:
   python -m qpass inspect mlp                                coverage, reasons, what each pass did
   python -m qpass inspect minilm --plan | less -S            every site and its types
   python -m qpass inspect mlp --after fuse                   the graph after a pass
-  python -m qpass inspect mlp --diff qdq fused               what changed between two passes or levels
+  python -m qpass inspect mlp --diff float lowered           what changed between two passes or levels
   python -m qpass inspect mlp --explain 2:linear.0           one site; a module path or a glob does too
+  python -m qpass inspect minilm --worst 10                  the sites with the largest error
+  python -m qpass inspect minilm --worst 10 --alone          by the loss that each causes at the model's output
+  python -m qpass inspect my.nets:net --worst 5 --alone --metric my.nets:wrong_answers
+  python -m qpass inspect minilm --tree | less               bytes and error by module
+  python -m qpass inspect mlp --json | python -m json.tool   everything; --json FILE writes it
+  python -m qpass inspect mlp --csv sites.csv --times        every site, for a spreadsheet
+  python -m qpass inspect mlp --dot | dot -Tsvg > mlp.svg    the lowered graph; --level qdq, --depth 2
+  python -m qpass inspect mlp --html mlp.html --alone        one page to open in a browser
   python -m qpass inspect net.qpass --plan                   a saved file
   python -m qpass inspect net.qpass --model my.nets:net --after lowered
   python -m qpass inspect --passes                           the passes in their order
@@ -113,14 +121,25 @@ def _inspect(of: argparse.ArgumentParser) -> None:
     _how(of)
     add("--model", metavar="MODEL", help="the float model that a saved model is loaded into, to see its graphs")
     add("--graph", type=int, default=0, metavar="N", help="which of the captured graphs (default: 0)")
+    add("--level", default="lowered", metavar="LEVEL", help="of --dot and --graphml (default: %(default)s)")
+    add("--depth", type=int, metavar="N", help="of --dot, --graphml and --html: one node for each module N names deep")
+    add("--metric", metavar="NAME|package.module:function", help="kl, 'squared error', or f(output, float output)")
+    add("--alone", action="store_true", help="also measure the loss of each site alone, and of all but it")
+    add("--times", action="store_true", help="also measure milliseconds, of the model and of each linear")
     add = of.add_mutually_exclusive_group().add_argument
     add("--after", metavar="PASS|LEVEL", help="the graph after a pass, or at a level")
     add("--diff", nargs=2, metavar=("BEFORE", "AFTER"), help="what changed between two passes or levels")
     add("--explain", metavar="SITE", help="one site in full: types, scales, bytes, error, rules that missed")
+    add("--worst", type=int, metavar="N", help="the N sites with the largest error")
+    add("--tree", action="store_true", help="the modules as a tree, with bytes and errors")
     add("--plan", action="store_true", help="every site: shape, range, types, or why it stays float")
     add("--passes", action="store_true", help="the passes in order, and with a MODEL what each did to it")
     add("--rules", action="store_true", help="the rewrite rules, and with a MODEL how often each applied")
-    add("--json", action="store_true", help="everything as JSON")
+    add("--json", nargs="?", const="-", metavar="FILE", help="everything as JSON, to a file or printed")
+    add("--csv", metavar="FILE", help="every site as a row of a file; - prints it")
+    add("--dot", action="store_true", help="the graph at a level, for Graphviz")
+    add("--graphml", metavar="FILE", help="the graph at a level, for yEd, Gephi or networkx")
+    add("--html", metavar="FILE", help="one page with all of it, to open in a browser")
 
 
 def _compile(of: argparse.ArgumentParser) -> None:

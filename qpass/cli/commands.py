@@ -8,20 +8,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 import qpass
-from qpass.calibrate import call_arguments
 from qpass.checks import check_calibration
 from qpass.cli import tables
-from qpass.cli.targets import Target, build, is_file
+from qpass.cli.inspecting import inspect as inspect
+from qpass.cli.made import called, quantized
+from qpass.cli.targets import Target, build
 from qpass.errors import QpassError
-from qpass.inspect.report import Report
 from qpass.plan import sizes
 from qpass.processes import count, joined, mine, rank
 from qpass.runtime import runtime_of
 from qpass.schemes import Scheme
-from qpass.storage import plan_from_data, read
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -29,75 +27,6 @@ def demo(options: argparse.Namespace) -> None:
     from qpass.demo import demo
 
     demo(str(Scheme.parse(options.scheme)))
-
-
-def inspect(options: argparse.Namespace) -> None:
-    """Shows what was asked for of a model; passes and rules can be shown without one."""
-    alone = options.target is None
-    if alone and options.passes:
-        return tables.passes()
-    if alone and options.rules:
-        return tables.rules()
-    report = _report(options)
-    if options.plan:
-        return tables.plan(report.plan)
-    if options.explain:
-        return print(report.explain(options.explain))
-    if options.json:
-        return print(report.to_json())
-    if not report.records and (options.after or options.diff or options.passes or options.rules):
-        raise QpassError(f"{options.target} brings no graph: {_how_to_get_one(options)}")
-    if options.after:
-        return print(report.graph(options.after, options.graph))
-    if options.diff:
-        return print(report.diff(*options.diff, options.graph))
-    if options.passes:
-        return tables.passes(report.record(options.graph))
-    if options.rules:
-        return tables.rules(report.records)
-    return print(report)
-
-
-def _how_to_get_one(options: argparse.Namespace) -> str:
-    if not is_file(options.target):
-        return "let its factory return (model, example_inputs)."
-    return "it is a saved file; give the float model it was made from, --model package.module:factory."
-
-
-def _report(options: argparse.Namespace) -> Report:
-    name = options.target or "mlp"
-    if is_file(name):
-        return _of_file(name, options)
-    if options.model:
-        raise QpassError(f"--model goes with a saved file; {name!r} is a model already.")
-    target = build(name, may_be_file=True)
-    compiled = _compiled(target, options.scheme, options.backend)
-    return qpass.inspect(compiled, *(target.model, target.batch) if options.explain or options.json else ())
-
-
-def _of_file(name: str, options: argparse.Namespace) -> Report:
-    if options.scheme:
-        raise QpassError(f"{name} holds a plan, which has its scheme already; leave --scheme out.")
-    header, tensors = read(name, "plan", "model")
-    if not options.model:
-        kept = {key: t for key, t in tensors.items() if not key.startswith("state|")}
-        return Report(plan_from_data(header["plan"], kept), (), header.get("backend", "none"))
-    target = build(options.model)
-    if header["kind"] == "model":
-        compiled = qpass.load(name, target.model, options.backend)
-        if target.batch is not None:
-            _call(compiled, target.batch)()
-    else:
-        compiled = qpass.compile(
-            target.model, plan=qpass.Plan.load(name), example_inputs=target.batch, backend=options.backend
-        )
-    return qpass.inspect(compiled)
-
-
-def _compiled(target: Target, scheme: str | None, backend: str, **more: Any) -> nn.Module:
-    if scheme is None:
-        scheme = "w8a8-dynamic" if target.calibration is None else "w8a8"
-    return qpass.compile(target.model, scheme, target.batch, target.calibration, backend=backend, **more)
 
 
 def compile(options: argparse.Namespace) -> None:
@@ -126,7 +55,7 @@ def _compile(target: Target, options: argparse.Namespace, plan: qpass.Plan | Non
     if plan is not None:
         compiled = qpass.compile(target.model, plan=plan, example_inputs=target.batch, backend=options.backend)
     else:
-        compiled = _compiled(target, options.scheme, options.backend, recipe=recipe, checkpoint=options.checkpoint)
+        compiled = quantized(target, options.scheme, options.backend, recipe=recipe, checkpoint=options.checkpoint)
     qpass.save(compiled, options.output)
     runtime = runtime_of(compiled)
     assert runtime is not None
@@ -157,25 +86,15 @@ def bench(options: argparse.Namespace) -> None:
         raise QpassError(
             f"{target.name} brings no inputs to time it with: let its factory return (model, example_inputs)."
         )
-    calls = {"float": _call(target.model, target.batch), "float, torch.compile": _inductor(target)}
+    calls = {"float": called(target.model, target.batch), "float, torch.compile": _inductor(target)}
     if not schemes:
-        calls["qpass"] = _call(qpass.compile(target.model, None, target.batch, target.calibration), target.batch)
+        calls["qpass"] = called(qpass.compile(target.model, None, target.batch, target.calibration), target.batch)
     for scheme in schemes:
-        calls[f"qpass {scheme}"] = _call(_compiled(target, str(scheme), options.backend), target.batch)
+        calls[f"qpass {scheme}"] = called(quantized(target, str(scheme), options.backend), target.batch)
     tables.times(interleaved(calls, options.rounds), {name: call() for name, call in calls.items()})
 
 
 def _inductor(target: Target) -> Callable[[], Any]:
     model = target.model
     compiled = torch.compile(lambda *args, **kwargs: model(*args, **kwargs), dynamic=False)
-    return _call(compiled, target.batch)
-
-
-def _call(function: Callable[..., Any], batch: Any) -> Callable[[], Any]:
-    args, kwargs = call_arguments(batch, "example_inputs")
-
-    def call() -> Any:
-        with torch.no_grad():
-            return function(*args, **kwargs)
-
-    return call
+    return called(compiled, target.batch)

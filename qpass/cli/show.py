@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 IN_A_PIPE = 100_000
@@ -18,8 +18,13 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[i
         made.add_column(head, justify="right" if i in right else "left", overflow="fold")
     for row in rows:
         made.add_row(*row)
+    console(made)
+
+
+def console(shown: RenderableType) -> None:
+    """Prints what rich renders."""
     width = None if sys.stdout.isatty() else IN_A_PIPE
-    console = Console(width=width, highlight=False, markup=False)
-    with console.capture() as capture:
-        console.print(made)
+    made = Console(width=width, highlight=False, markup=False)
+    with made.capture() as capture:
+        made.print(shown)
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpass.cli.show import table
+from qpass.cli.show import console, table
+from qpass.inspect import tables as of_sites
+from qpass.inspect.document import sites as sites_of
+from qpass.inspect.report import Report
 from qpass.passes import ORDER
 from qpass.passes.fuse import EPILOGUE, LINEAR
 from qpass.plan import Plan, rows
@@ -54,6 +57,43 @@ def plan(plan: Plan) -> None:
     heads, *lines = rows(plan)
     table(heads, lines)
     print(plan.summary())
+
+
+def worst(report: Report, count: int) -> None:
+    """The sites with the largest error."""
+    table(of_sites.HEADS, of_sites.rows(report, count), right=tuple(range(3, len(of_sites.HEADS))))
+
+
+def tree(report: Report) -> None:
+    """The modules that hold sites, each with the bytes of its weights and the worst SQNR within."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    sites = [site for site in sites_of(report, weights=False) if site["operation"] not in ("output", "operand")]
+    root = Tree(Text(f"{report.model or 'model'}  {_figures(sites)}"))
+    branches = {"": root}
+
+    def branch(path: str) -> Tree:
+        if path not in branches:
+            inside = [s for s in sites if s["module"] == path or s["module"].startswith(path + ".")]
+            above, _, name = path.rpartition(".")
+            branches[path] = branch(above).add(Text(f"{name}  {_figures(inside)}"))
+        return branches[path]
+
+    for site in sites:
+        kind = f"{site['weight_type']} x {site['input_type'] or 'float'}" if site["quantized"] else "float"
+        branch(site["module"]).add(Text(f"{site['site'].rpartition(':')[2]}  {kind}"))
+    console(root)
+
+
+def _figures(sites: list[dict[str, Any]]) -> str:
+    before, after = (sum(s[key] or 0 for s in sites) for key in ("bytes_float", "bytes"))
+    found = [s["sqnr"] for s in sites if s["sqnr"] is not None]
+    losses = [s["loss_alone"] for s in sites if s["loss_alone"] is not None]
+    parts = [f"{before:,} > {after:,} bytes"] if before else []
+    parts += [f"SQNR {min(found):.1f} dB"] if found else []
+    parts += [f"loss alone {max(losses):.3g}"] if losses else []
+    return ", ".join(parts)
 
 
 def times(milliseconds: Mapping[str, float], results: Mapping[str, Any]) -> None:

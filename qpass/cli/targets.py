@@ -40,10 +40,11 @@ def build(text: str, may_be_file: bool = False) -> Target:
     if ":" not in text:
         also = " or a saved file" if may_be_file else ""
         raise QpassError(f"{text!r} is not one of {EXPECTED}{also}.{nearest(text, EXAMPLES)}")
-    return _target(text, _call(text, _attribute(text)))
+    return _target(text, _call(text, attribute(text)))
 
 
-def _attribute(text: str) -> Any:
+def attribute(text: str) -> Any:
+    """What `package.module:name` names; raises QpassError with what is wrong in it."""
     path, _, name = text.partition(":")
     if not path or not name:
         raise QpassError(f"{text!r} needs a module and a name in it, as in package.module:factory.")

@@ -1,31 +1,36 @@
-"""Look at a compiled model: coverage, reasons, the graph at each level, what changed between two, one site in full."""
+"""Look at a compiled model: coverage, reasons, errors, costs, the graph at each level, what changed between two."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from qpass.errors import QpassError
-
 if TYPE_CHECKING:
     from qpass.calibrate import Batch
+    from qpass.inspect.metric import Function
     from qpass.inspect.report import Report
 
 
-def inspect(model: nn.Module, reference: nn.Module | None = None, batch: Batch | None = None) -> Report:
-    """A Report on a model that qpass has compiled: print it, or ask it for a graph, a difference, a site.
+def inspect(
+    model: nn.Module,
+    reference: nn.Module | None = None,
+    batches: Batch | Iterable[Batch] | None = None,
+    *,
+    metric: str | Function | None = None,
+    alone: bool = False,
+    times: bool = False,
+) -> Report:
+    """A Report on a model that qpass has compiled: print it, or ask it for a graph, a difference, a site, a file.
 
-    reference, batch: the float model and inputs for it; with them the report also has the error of each site.
+    reference, batches: the float model and inputs for it, one batch (a tensor, a tuple, a mapping) or an iterable of them;
+    with these the report also has the error of each site, and the loss of all sites together at the model's output. Batches
+    are looked at one by one and forgotten. metric: `auto` (`kl` where the output has `logits`, else `squared error`), one of
+    these, or a function of (output, float output) that returns a number; less is better. alone: also the loss of each site
+    quantized alone, and of all but it. times: also the milliseconds of both models on the first batch, and of each linear by
+    itself (see qpass/inspect/cost.py).
     """
-    from qpass.inspect.errors import site_errors
-    from qpass.inspect.report import Report
-    from qpass.runtime import runtime_of
+    from qpass.inspect.inspection import inspected  # this package is loaded with qpass, what it needs is not
 
-    runtime = runtime_of(model)
-    if runtime is None:
-        raise QpassError(f"this {type(model).__name__} was not compiled by qpass; pass the result of qpass.compile.")
-    errors = {}
-    if reference is not None and batch is not None:
-        errors = {error.site: error for error in site_errors(reference, runtime.plan, batch)}
-    return Report(runtime.plan, tuple(runtime.records), runtime.backend.name, errors)
+    return inspected(model, reference, batches, metric, alone, times)

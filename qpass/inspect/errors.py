@@ -1,71 +1,219 @@
-"""The error each site makes by itself: its float input through its quantized product, against its float output."""
+"""Measure the sites of a float model by a plan: each by itself, and what it does to the model's output.
+
+    every batch     float run, each site also in integers beside      sums of each site (figures.py)
+                    run with every site quantized                     the loss of all
+    alone           one site quantized; all but one                   the losses of each (branches.py, metric.py)
+
+Batches are looked at one by one and forgotten; the iterable may be a generator.
+"""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
-from qpass.calibrate import Batch, Session
-from qpass.convolutions import is_convolution
+from qpass.calibrate import Batch, Caught, Session, buffers_kept, evaluating, shown
+from qpass.checks import check_inputs, check_plan_fits
+from qpass.errors import QpassError
+from qpass.inspect.branches import Branches, Chosen, Products, sites_of
+from qpass.inspect.figures import SiteError, Sums
+from qpass.inspect.metric import Function, Losses
+from qpass.interrupts import heard
+from qpass.padding import unpadded
 from qpass.passes.other_sites import LOOKUP
 from qpass.plan import Decision, Plan
-from qpass.simulate import quantized_convolution, quantized_linear
+from qpass.source_lines import SourceLine, source_lines
+from qpass.walk import mutates
+
+NO_BATCHES = (
+    "batches brings nothing to measure on; pass at least one (a generator gives its batches once: make a new one)."
+)
+ALL = ("", "all")
 
 
 @dataclass(frozen=True)
-class SiteError:
-    """sqnr: 10 log10(power of the float output / power of the error), dB; inf where there is none."""
+class Measured:
+    """What a measurement found. errors: by site, in order of execution. loss: with every site quantized."""
 
-    site: str
-    sqnr: float
-    worst: float
+    errors: Mapping[str, SiteError] = field(default_factory=dict)
+    metric: str | None = None
+    loss: float | None = None
+    batches: int = 0
+    notes: tuple[str, ...] = ()
+    sources: Mapping[str, SourceLine] = field(default_factory=dict)
 
 
 def site_errors(model: nn.Module, plan: Plan, batch: Batch) -> list[SiteError]:
     """The error of each quantized site of the float `model` on a batch, largest first."""
-    found: dict[str, SiteError] = {}
-    session = _Watch(model, plan, found)
-    session.run(batch, "the batch to measure errors on")
-    return sorted(found.values(), key=lambda e: e.sqnr)
+    return sorted(measure(model, plan, [batch]).errors.values(), key=lambda e: e.sqnr)
 
 
-class _Watch(Session):
-    """A session whose graphs measure each site as they run."""
+@heard()
+def measure(
+    model: nn.Module,
+    plan: Plan,
+    batches: Iterable[Batch],
+    metric: str | Function | None = None,
+    alone: bool = False,
+) -> Measured:
+    """What quantizing by `plan` does to the float `model` on batches. metric: see metric.py; None: sites by themselves only.
 
-    def __init__(self, model: nn.Module, plan: Plan, found: dict[str, SiteError]) -> None:
-        self.plan, self.found = plan, found
+    alone: also the loss at the model's output of each site quantized alone, and of all but it. Raises QpassError where the
+    plan is of another model, where there is no batch, and where a batch does not fit.
+    """
+    if model.__dict__.get("_compiled_call_impl") is not None:
+        raise QpassError(
+            f"the reference {type(model).__name__} is compiled already; pass the float model that was given to qpass.compile."
+        )
+    check_plan_fits(plan, dict(model.named_parameters(remove_duplicate=False)), type(model).__name__)
+    probe = Probe(model, plan, Losses("auto" if metric is None else metric))
+    count = 0
+    with buffers_kept(model), evaluating(model), torch.no_grad():
+        for count, batch in enumerate(shown(batches, "measuring"), 1):
+            what = f"batch {count - 1}"
+            check_inputs(model, batch, what)
+            probe.measure(batch, what, metric is not None, alone)
+    if not count:
+        raise QpassError(NO_BATCHES)
+    return probe.finish(count)
+
+
+class Probe(Session):
+    """A session whose graphs run in one of several ways: which sites are quantized, or with outputs known before."""
+
+    def __init__(self, model: nn.Module, plan: Plan, losses: Losses) -> None:
+        self.plan, self.losses, self.products = plan, losses, Products(plan)
+        self.sums: dict[str, Sums] = {}
+        self.chosen: frozenset[str] | None = None  # None: float, and each site in integers beside
+        self.answer: list[Any] = []  # a graph's outputs, in place of a run
         super().__init__(model)
 
-    def interpreter(self, graph: fx.GraphModule, nodes: dict[str, fx.Node]) -> fx.Interpreter:
-        """Runs a graph in float, and each site in integers beside."""
-        return _Measure(graph, nodes, self.plan, self.found)
+    def interpreter(self, graph: fx.GraphModule, nodes: dict[str, fx.Node]) -> Any:
+        """What runs a graph: now, as the probe is set."""
+        if self.answer:
+            return _Known(self.answer[0])
+        if self.chosen is not None:
+            return Chosen(graph, nodes, self.products, self.chosen)
+        return _Beside(graph, nodes, self)
+
+    def measure(self, batch: Batch, what: str, together: bool, alone: bool) -> None:
+        """Adds what one batch shows. together: the loss of all sites; alone: also those of each."""
+        self.entered.clear()
+        self.products.forget()
+        wanted = self.run(batch, what)
+        graphs = list(self.entered)
+        if together or alone:
+            everything = frozenset(self.products.decisions)
+            self.losses.add(ALL, self._with(everything, batch, what), wanted, self.mask)
+        if alone and len(graphs) == 1 and not mutates(self.graphs[graphs[0]][0]):
+            self._branches(batch, what, wanted)
+        elif alone:
+            self._calls(batch, what, wanted)
+
+    def _with(self, chosen: frozenset[str], batch: Batch, what: str) -> Any:
+        self.chosen = chosen
+        try:
+            return self.run(batch, what)
+        finally:
+            self.chosen = None
+
+    def _branches(self, batch: Batch, what: str, wanted: Any) -> None:
+        """The losses of each site where a call is one graph: from the site on."""
+        index, args = self._caught(batch, what)
+        graph, nodes, lifted = self.graphs[index]
+        for site, which, outputs in Branches(graph, nodes, self.products, (*args, *lifted)).outputs():
+            with self._answering(outputs):
+                self.losses.add((site, which), self.run(batch, what), wanted, self.mask)
+
+    def _caught(self, batch: Batch, what: str) -> tuple[int, tuple[Any, ...]]:
+        self.catching = True
+        try:
+            self.run(batch, what)
+        except Caught as found:
+            return found.index, found.given
+        finally:
+            self.catching = False
+        raise QpassError(
+            f"{what}: the model did not come to its graph a second time; its forward changes what it does."
+        )
+
+    @contextmanager
+    def _answering(self, outputs: Any):
+        self.answer.append(outputs)
+        try:
+            yield
+        finally:
+            self.answer.clear()
+
+    def _calls(self, batch: Batch, what: str, wanted: Any) -> None:
+        """The losses of each site where a call is several graphs, or writes to its inputs: a whole call each."""
+        everything = frozenset(self.products.decisions)
+        for site in self.sums:
+            for which, chosen in (("alone", frozenset([site])), ("without", everything - {site})):
+                self.losses.add((site, which), self._with(chosen, batch, what), wanted, self.mask)
+
+    def finish(self, batches: int) -> Measured:
+        """All that was measured."""
+        of = self.losses.of
+        errors = {
+            site: replace(sums.finish(), loss_alone=of(site, "alone"), loss_without=of(site, "without"))
+            for site, sums in self.sums.items()
+        }
+        absent = [site for site in self.products.decisions if site not in self.sums]
+        notes = [f"{site} is quantized, but no batch came to it" for site in absent]
+        if any(d.is_output for d in self.plan):
+            notes.append("losses count the sites; that convolutions leave their values as integers is not part of them")
+        named = ((name, node) for _, nodes, _ in self.graphs for name, node in nodes.items())
+        return Measured(errors, self.losses.chosen or None, of(*ALL), batches, tuple(notes), source_lines(dict(named)))
 
 
-class _Measure(fx.Interpreter):
-    """Runs a graph in float and compares each quantized site with its float result."""
+class _Known:
+    """Stands for an interpreter: the outputs are there."""
 
-    def __init__(self, gm: fx.GraphModule, sites: dict[str, fx.Node], plan: Plan, found: dict[str, SiteError]) -> None:
-        super().__init__(gm)
-        self.sites = {node: name for name, node in sites.items() if node.meta.get("site") == name}
-        self.plan, self.found = plan, found
+    def __init__(self, outputs: Any) -> None:
+        self.outputs = outputs
+
+    def run(self, *args: Any) -> Any:
+        """The outputs."""
+        return self.outputs
+
+
+class _Beside(fx.Interpreter):
+    """Runs a graph in float, each site in integers beside, and adds both to the sums of the site."""
+
+    def __init__(self, graph: fx.GraphModule, nodes: dict[str, fx.Node], probe: Probe) -> None:
+        super().__init__(graph)
+        self.extra_traceback = False
+        self.decided, self.probe = sites_of(nodes, probe.products), probe
+        self.last: tuple[fx.Node | None, Sums | None] = (None, None)
 
     def run_node(self, n: fx.Node) -> Any:
         """One node; a quantized site is also computed in integers' stead."""
         result = super().run_node(n)
-        decision = self.plan.decisions.get(self.sites.get(n, ""))
-        if decision is not None and decision.quantized and decision.operation != LOOKUP:  # it multiplies nothing
-            x, bias = self.env[n.args[0]], None if n.args[2] is None else self.env[n.args[2]]
-            walk = n.args[3:] if is_convolution(n) else None
-            y = quantized_convolution(decision, x, bias, walk) if walk else quantized_linear(decision, x, bias)
-            self.found[decision.site] = _compare(decision, result, y)
+        d = self.decided.get(n)
+        if d is not None:
+            self._add(n, d, result)
         return result
 
+    def _add(self, n: fx.Node, d: Decision, result: Tensor) -> None:
+        args, mask = self.fetch_args_kwargs_from_env(n)[0], self.probe.mask
+        known = self.probe.sums.setdefault(d.site, Sums(d))
+        if d.operation != LOOKUP:
+            before, sums = self.last
+            if before is n.args[0] and sums is not None and _same_input(sums.decision, d):
+                known.like(sums)
+            else:
+                known.add_input(unpadded(args[0], mask))
+            self.last = (n.args[0], known)
+        known.add_output(unpadded(result, mask), unpadded(self.probe.products(d, n, args), mask))
 
-def _compare(d: Decision, wanted: Tensor, found: Tensor) -> SiteError:
-    error = found.double() - wanted.double()
-    power, noise = float(wanted.double().square().sum()), float(error.square().sum())
-    sqnr = math.inf if noise == 0 else 10 * math.log10(max(power, 1e-300) / noise)
-    return SiteError(d.site, sqnr, float(error.abs().max()) if error.numel() else 0.0)
+
+def _same_input(a: Decision, b: Decision) -> bool:
+    """Whether two sites that read one value see the same of it."""
+    bare = all(d.packed.in_mul is None and d.input_shift is None and d.input_extra is None for d in (a, b))
+    return bare and a.input_type == b.input_type and a.input_scale is b.input_scale and a.input_zero is b.input_zero

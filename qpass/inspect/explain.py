@@ -7,27 +7,41 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from qpass.inspect.errors import SiteError
+from qpass.inspect.cost import SiteTime
+from qpass.inspect.figures import SiteError
 from qpass.plan import Decision
 from qpass.runtime import Record
 
 FLOAT_BYTES = 4
 
 
-def explain(d: Decision, records: Iterable[Record], error: SiteError | None) -> str:
-    """The page of one site. error: of this site alone, where it was measured."""
+def explain(d: Decision, records: Iterable[Record], error: SiteError | None, time: SiteTime | None = None) -> str:
+    """The page of one site. error, time: where they were measured."""
+    records = tuple(records)
     lines = [f"{d.site}", *_head(d)]
     lines += _types(d)
-    if error is not None:
-        lines += _row(
-            "error", f"SQNR {error.sqnr:.1f} dB, largest {error.worst:.3g}: its float input through its integers"
-        )
+    source = next((r.sources[d.site] for r in records if d.site in r.sources), None)
+    lines += [] if source is None else _row("source", f"{source.file}, line {source.line}: {source.code}")
+    lines += [] if error is None else _row("error", *_errors(error))
+    if time is not None:
+        lines += _row("time", f"{time.milliseconds:.3g} ms by itself, {time.roofline:.0%} of the roofline")
     lines += _row("note", d.note) if d.note else []
     for record in records:
         lines += [line for text in _lines(record, d.site) for line in _row(record.name, text)]
         lines += [line for miss in record.misses if d.site in miss.sites for line in _row("missed", str(miss))]
         lines += [line for site, why in record.kept if d.site in site.split("+") for line in _row("kept", why)]
     return "\n".join(lines)
+
+
+def _errors(e: SiteError) -> list[str]:
+    found = [
+        f"SQNR {e.sqnr:.1f} dB, largest {e.worst:.3g}, cosine {e.cosine:.5f}: its float input through its integers"
+    ]
+    if e.clipped is not None:
+        found.append(f"{e.clipped:.3%} of its input values are beyond the grid")
+    if e.loss_alone is not None and e.loss_without is not None:
+        found.append(f"at the model's output {e.loss_alone:.3g} alone; {e.loss_without:.3g} of all but this site")
+    return found
 
 
 def _row(head: str, *texts: str) -> list[str]:

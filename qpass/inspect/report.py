@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from qpass.errors import QpassError, nearest
 from qpass.graph_text import diff
-from qpass.inspect.errors import SiteError
+from qpass.inspect import drawn, tables
+from qpass.inspect.document import document, sites
 from qpass.inspect.explain import explain
-from qpass.plan import Plan, matches
+from qpass.inspect.known import Known
+from qpass.inspect.written import written
+from qpass.plan import matches
 from qpass.runtime import Record
 
+WORST = 5
+Path = str | os.PathLike[str]
 
-@dataclass(frozen=True)
-class Report:
-    """plan: what was decided. records: the graphs captured so far, each with the text that every pass left. errors:
-    of each site, where they were measured.
-    """
 
-    plan: Plan
-    records: tuple[Record, ...]
-    backend: str
-    errors: Mapping[str, SiteError] = field(default_factory=dict)
+class Report(Known):
+    """What a user asks: text, graphs, differences, single sites, files."""
 
     def __str__(self) -> str:
         """Coverage, reasons, and one line a graph."""
@@ -42,6 +36,14 @@ class Report:
             )
             lines += [f"    kept as reference: {site}: {why}" for site, why in record.kept]
             lines += [f"    codes of fewer bits read as bytes: {site}" for site in record.widened]
+        lines += [f"  note: {note}" for note in (*self.measured.notes, *self.times.notes)]
+        if self.times.whole is not None:
+            lines.append("  {float:.3g} ms in float, {quantized:.3g} ms quantized".format(**self.times.whole))
+        if self.measured.loss is not None:
+            batches = f"{self.measured.batches} batch{'es' * (self.measured.batches != 1)}"
+            lines.append(f"  {self.measured.metric} of the output, all sites: {self.measured.loss:.4g} on {batches}")
+        if self.errors:
+            lines += ["  the worst sites:", *(f"    {line}" for line in tables.text(self, WORST))]
         return "\n".join(lines)
 
     def passes(self) -> tuple[str, ...]:
@@ -68,46 +70,45 @@ class Report:
         chosen = [self.plan[site]] if site in self.plan.decisions else [d for d in self.plan if matches(d.site, site)]
         if not chosen:
             chosen = [self.plan[site]]  # raises, with the nearest name
-        return "\n\n".join(explain(d, self.records, self.errors.get(d.site)) for d in chosen)
+        return "\n\n".join(
+            explain(d, self.records, self.errors.get(d.site), self.times.sites.get(d.site)) for d in chosen
+        )
 
-    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The report as JSON; also written to `path` where one is given."""
-        text = json.dumps(self._data(), indent=1)
+    def document(self) -> dict[str, Any]:
+        """The report as plain JSON values; the schema is qpass/inspect/schema.json."""
+        return document(self)
+
+    def to_json(self, path: Path | None = None) -> str:
+        """The document as JSON; also written to `path` where one is given."""
+        text = json.dumps(self.document(), indent=1, allow_nan=False)
         if path is not None:
-            Path(path).write_text(text)
+            written(path, text)
         return text
 
-    def _data(self) -> dict[str, Any]:
-        parameters, macs = self.plan.coverage()
-        sites = [
-            {
-                "site": d.site,
-                "shape": list(d.shape),
-                "weight": str(d.weight_type) if d.quantized else "float",
-                "input": str(d.input_type) if d.input_type else "float",
-                "range": [d.lo, d.hi],
-                "why_float": d.why,
-                "note": d.note,
-                "sqnr": _finite(self.errors[d.site].sqnr) if d.site in self.errors else None,
-            }
-            for d in self.plan
-        ]
-        graphs = [
-            {
-                "name": r.name,
-                "seconds": r.seconds,
-                "passes": [{"name": s.name, "level": s.level, "edits": s.edits} for s in r.steps],
-            }
-            for r in self.records
-        ]
-        coverage = {"parameters": parameters, "multiply_adds": macs}
-        return {
-            "scheme": str(self.plan.scheme),
-            "backend": self.backend,
-            "coverage": coverage,
-            "sites": sites,
-            "graphs": graphs,
-        }
+    def to_csv(self, path: Path | None = None) -> str:
+        """The sites as CSV, one a row; also written to `path` where one is given."""
+        text = tables.comma_separated(sites(self, weights=False))
+        if path is not None:
+            written(path, text)
+        return text
+
+    def to_html(self, path: Path, depth: int | None = None) -> None:
+        """Writes one page that opens offline. depth: modules so many names deep are one node each."""
+        from qpass.inspect.page import write
+
+        write(document(self, limited=False), path, depth)
+
+    def to_dot(self, level: str = "lowered", depth: int | None = None, index: int = 0) -> str:
+        """The graph at a level for Graphviz. depth: modules so many names deep are one node each."""
+        return drawn.dot(drawn.at_level(self.record(index), level, depth))
+
+    def to_graphml(self, path: Path, level: str = "lowered", depth: int | None = None, index: int = 0) -> None:
+        """Writes the graph at a level as GraphML, with what is known of each node."""
+        written(path, drawn.graphml(drawn.at_level(self.record(index), level, depth)))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a table, the worst sites first."""
+        return tables.notebook(self)
 
     def record(self, index: int = 0) -> Record:
         """Graph number `index`: its steps, sites, hits and misses."""
@@ -116,7 +117,3 @@ class Report:
         if not -len(self.records) <= index < len(self.records):
             raise QpassError(f"there is no graph {index}; {len(self.records)} were captured.")
         return self.records[index]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
