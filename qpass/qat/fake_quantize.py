@@ -17,6 +17,7 @@ from torch import Tensor
 from qpass import affine
 from qpass.qat.arithmetic import backward, forward
 from qpass.qat.fused import fused
+from qpass.qat.product import Codes
 from qpass.qat.subgradients.subgradient import Subgradient
 from qpass.qtype import QType
 
@@ -32,21 +33,24 @@ class _FakeQuantize(torch.autograd.Function):
         rule: Subgradient,
         dtype: torch.dtype,
         stays: bool,
-    ) -> Tensor:
+        coded: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         zero = whole(offset, qtype)
-        y, code = fused(forward, x, step, zero, qtype, dtype, not stays)
+        y, code, q = fused(forward, x, step, zero, qtype, dtype, not stays, coded)
         ctx.save_for_backward(x if stays else code, step, zero)
         ctx.qtype, ctx.rule, ctx.dtype, ctx.stays = qtype, rule, x.dtype, stays
-        return y
+        if q is not None:
+            ctx.mark_non_differentiable(q)
+        return y, q
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         seen, step, zero = ctx.saved_tensors
         found, to_step, to_offset = fused(backward, grad, seen, step, zero, ctx.qtype, ctx.rule, ctx.dtype)
         samples = 1 if ctx.stays or seen.dim() < 2 else len(seen)
         scale = (seen.numel() / samples / step.numel() * ctx.qtype.qmax) ** -0.5 if seen.numel() else 1.0
         sums = (None if t is None else (t * scale).to(torch.float32) for t in (to_step, to_offset))
-        return found, *sums, None, None, None, None
+        return found, *sums, None, None, None, None, None
 
 
 def fake_quantize(
@@ -57,15 +61,20 @@ def fake_quantize(
     rule: Subgradient,
     dtype: torch.dtype | None = None,
     stays: bool = False,
+    coded: bool = False,
 ) -> Tensor:
     """y, in the shape of x and in dtype (that of x unless given).
 
     step, offset: float32, shaped as `scale_shape` says; the offset is rounded, and None where the type is symmetric. stays: x
-    is a parameter, which is still there in the backward pass; of another x one byte an element is kept.
+    is a parameter, which is still there in the backward pass; of another x one byte an element is kept. coded: the result
+    has its integers as `codes`, for a product to keep them in its stead (product.py).
     """
     dtype = dtype or x.dtype
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, step, offset)):
-        return _FakeQuantize.apply(x, step, offset, qtype, rule, dtype, stays)
+        y, q = _FakeQuantize.apply(x, step, offset, qtype, rule, dtype, stays, coded)
+        if q is not None:
+            y.codes = Codes(q, step.detach(), whole(offset, qtype), qtype)
+        return y
     return fused(forward, x, step, whole(offset, qtype), qtype, dtype, False)[0]
 
 
