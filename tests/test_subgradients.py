@@ -128,7 +128,7 @@ def test_one_byte_an_element_is_enough(rule):
     """The backward pass from codes is that from x: dL/dx equal but for EWGS, sums to the precision of a residual."""
     qtype, x, step, offset = case("u4/t", torch.float32, (64, 256))
     g = torch.randn_like(x)
-    _, code = forward(x, step, offset.round(), qtype, torch.float32, True)
+    _, code, _ = forward(x, step, offset.round(), qtype, torch.float32, True)
     assert code.dtype == torch.int8
     assert bool((code == BELOW).any())
     assert bool((code == ABOVE).any())

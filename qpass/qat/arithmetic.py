@@ -1,12 +1,13 @@
 """Fake quantization and its subgradients on whole tensors, each a function of tensors alone: what is traced into one kernel.
 
-    forward    x, s, z      ->  y, code      code: int8, what the backward pass needs to know of an element of x
+    forward    x, s, z      ->  y, code, q   code: int8, what the backward pass needs to know of an element of x
     backward   dL/dy, code  ->  dL/dx, and the sums dL/ds, dL/dz
+    values     q, s, z      ->  y            q: the integers that y stands for, in one byte each
 
 With channels x is multiplied and shifted before (channels.py), in the same kernel; code, s and z are then of what it becomes.
 
     code   -128: below, 127: above, else the residual v - round(v) in 1/240: one byte an element is kept beside y, which the
-           product keeps anyway, where x itself would take four
+           product keeps anyway, or beside q, where x itself would take four
 
 A weight is there in the backward pass, so nothing is kept of it. Arithmetic is float32, float64 where x is. y is (q - z) s to
 the last bit as `affine` defines it.
@@ -34,8 +35,9 @@ def forward(
     dtype: torch.dtype,
     coded: bool,
     channels: Channels | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """(y in dtype, code or None). step, zero: float32 of the type's shape; zero holds whole numbers."""
+    whole: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(y in dtype, code or None, q or None). step, zero: float32 of the type's shape; zero holds whole numbers."""
     view = blocked(scaled(x, channels), qtype)
     s = spread(step, qtype, x.dim()).to(view.dtype)
     z = 0.0 if zero is None else spread(zero, qtype, x.dim()).to(view.dtype)
@@ -44,10 +46,18 @@ def forward(
     q = (near + z).clamp(qtype.qmin, qtype.qmax)
     y = ((q - z) * s).to(dtype).reshape(x.shape)
     if not coded:
-        return y, None
+        return y, None, None
     code = torch.round((exact - near) * PARTS)
     code = torch.where(exact + z <= qtype.qmin, BELOW, torch.where(exact + z >= qtype.qmax, ABOVE, code))
-    return y, code.to(torch.int8).reshape(x.shape)
+    return y, code.to(torch.int8).reshape(x.shape), q.to(qtype.storage).reshape(x.shape) if whole else None
+
+
+def values(q: Tensor, step: Tensor, zero: Tensor | None, qtype: QType, dtype: torch.dtype) -> Tensor:
+    """Y in dtype, of what `forward` made of it."""
+    view = blocked(q, qtype).to(math_dtype(dtype))
+    s = spread(step, qtype, q.dim()).to(view.dtype)
+    z = 0.0 if zero is None else spread(zero, qtype, q.dim()).to(view.dtype)
+    return ((view - z) * s).to(dtype).reshape(q.shape)
 
 
 def backward(

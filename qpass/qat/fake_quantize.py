@@ -21,6 +21,7 @@ from qpass.affine import math_dtype
 from qpass.qat.arithmetic import backward, forward
 from qpass.qat.channels import Channels, chained, scaled
 from qpass.qat.fused import fused
+from qpass.qat.product import Codes
 from qpass.qat.subgradients.subgradient import Subgradient
 from qpass.qtype import QType
 
@@ -38,22 +39,25 @@ class _FakeQuantize(torch.autograd.Function):
         stays: bool,
         by: Tensor | None,
         less: Tensor | None,
-    ) -> Tensor:
+        coded: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         zero, channels = whole(offset, qtype), None if by is None else (by, less)
-        y, code = fused(forward, x, step, zero, qtype, dtype, not stays, channels)
+        y, code, q = fused(forward, x, step, zero, qtype, dtype, not stays, channels, coded)
         ctx.save_for_backward(x if stays else code, step, zero, by, less)
         ctx.qtype, ctx.rule, ctx.dtype, ctx.stays = qtype, rule, x.dtype, stays
-        return y
+        if q is not None:
+            ctx.mark_non_differentiable(q)
+        return y, q
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         seen, step, zero, by, less = ctx.saved_tensors
         channels = None if by is None else (by, less)
         found, to_step, to_offset = fused(backward, grad, seen, step, zero, ctx.qtype, ctx.rule, ctx.dtype, channels)
         samples = 1 if ctx.stays or seen.dim() < 2 else len(seen)
         scale = (seen.numel() / samples / step.numel() * ctx.qtype.qmax) ** -0.5 if seen.numel() else 1.0
         sums = (None if t is None else (t * scale).to(torch.float32) for t in (to_step, to_offset))
-        return found, *sums, *[None] * 6
+        return found, *sums, *[None] * 7
 
 
 def fake_quantize(
@@ -65,16 +69,22 @@ def fake_quantize(
     dtype: torch.dtype | None = None,
     stays: bool = False,
     channels: Channels | None = None,
+    coded: bool = False,
 ) -> Tensor:
     """y, in the shape of x and in dtype (that of x unless given).
 
     step, offset: float32, shaped as `scale_shape` says; the offset is rounded, and None where the type is symmetric. stays: x
     is a parameter, which is still there in the backward pass; of another x one byte an element is kept. channels: constants
-    that no one writes to before the backward pass.
+    that no one writes to before the backward pass. coded: the result has its integers as `codes`, for a product to keep them
+    in its stead (product.py).
     """
     dtype = dtype or x.dtype
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, step, offset)):
-        return _FakeQuantize.apply(x, step, offset, qtype, rule, dtype, stays, *(channels or (None, None)))
+        of_channels = channels or (None, None)
+        y, q = _FakeQuantize.apply(x, step, offset, qtype, rule, dtype, stays, *of_channels, coded)
+        if q is not None:
+            y.codes = Codes(q, step.detach(), whole(offset, qtype), qtype)
+        return y
     return fused(forward, x, step, whole(offset, qtype), qtype, dtype, False, channels)[0]
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from qpass.qat.channels import carried
+from qpass.qat.product import linear
 from qpass.qat.quantizer import Quantizer, product_dtype
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -40,7 +40,7 @@ class Trained:
         weight = self.used[0](raw, dtype=dtype, multiplied=multiplied)
         if self.base.forward is nn.Linear.forward:
             bias = self._shifted_bias(weight) if multiplied else self.bias
-            return F.linear(*args, **kwargs, weight=weight, bias=bias)
+            return linear(*args, **kwargs, weight=weight, bias=bias)
         if any(self.base.forward is kind.forward for kind in CONVOLUTIONS):
             return self._conv_forward(*args, **kwargs, weight=weight, bias=self.bias)
         vars(self)[self.weight_name] = weight  # found before a parameter of that name
@@ -88,6 +88,8 @@ def make_trained(module: nn.Module, name: str, weight: Quantizer, x: Quantizer |
     """Turns a module into a trained one, in place. name: of its weight; owned: ids of what other modules have registered."""
     module.__class__ = _trained_class(type(module))
     module.weight_name, module.used = name, (weight, x)
+    if x is not None:
+        x.coded = x.coded and module.base.forward is nn.Linear.forward
     for attribute, quantizer in ((WEIGHT, weight), (INPUT, x)):
         if quantizer is not None and id(quantizer) not in owned:
             owned.add(id(quantizer))

@@ -1,0 +1,105 @@
+"""The product of a fake-quantized input: torch's own result and gradients, of codes kept in place of values."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from qpass.qat import switch
+from qpass.qat.arithmetic import forward, values
+from qpass.qat.product import linear
+from qpass.qtype import QType
+from tests.models_training import Gated, grads, loss_of, prepared
+
+X = torch.randn(4, 6, 16, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("text", ["u8/t", "u4/t", "i4/t", "i8/t", "u2/t"])
+def test_values_come_back_to_the_last_bit(text, dtype):
+    qtype = QType.parse(text)
+    x = torch.randn(5, 33).to(dtype)
+    zero = None if qtype.symmetric else torch.tensor(float(qtype.qmax // 3))
+    step = torch.tensor(3.1 / qtype.qmax)
+    y, _, q = forward(x, step, zero, qtype, dtype, True, True)
+    assert q.dtype.itemsize == 1
+    assert torch.equal(values(q, step, zero, qtype, dtype), y)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("shape", [(4, 6, 16), (7, 16), (16,), (0, 16)])
+def test_gradients_are_those_of_the_plain_product(shape, autocast, bias):
+    t = prepared(nn.Sequential(nn.Linear(16, 11, bias=bias)), "w4a4", X)
+    x = torch.randn(shape)
+
+    def run(coded):
+        t[0].used[1].coded = coded
+        t.zero_grad()
+        value = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = t(value)
+        y.float().square().sum().backward()
+        return y, value.grad, grads(t)
+
+    (one, to_x, found), (two, wanted_to_x, wanted) = run(True), run(False)
+    assert torch.equal(one, two)
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if autocast else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(to_x, wanted_to_x, **tolerance)
+    assert found.keys() == wanted.keys()
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found[name], grad, **tolerance)
+
+
+def kept(function):
+    """Bytes that a forward pass keeps for its backward pass, each storage once."""
+    seen = {}
+
+    def pack(t):
+        seen[t.untyped_storage().data_ptr()] = t
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        result = function()
+    assert result.requires_grad
+    return sum(t.untyped_storage().nbytes() for t in seen.values())
+
+
+def test_two_bytes_an_element_are_kept():
+    t = prepared(nn.Sequential(nn.Linear(64, 8)), "w4a4", torch.randn(512, 64))
+    x = torch.randn(512, 64, requires_grad=True)
+    of_weights = 1 << 14
+    assert kept(lambda: t(x)) <= 2 * x.numel() + of_weights
+    t[0].used[1].coded = False
+    assert kept(lambda: t(x)) >= 5 * x.numel()
+
+
+def test_a_frozen_weight_keeps_no_values():
+    t = prepared(nn.Sequential(nn.Linear(64, 8)), "w4a4", torch.randn(512, 64))
+    t[0].weight.requires_grad_(False)
+    t[0].weight_quantizer.requires_grad_(False)
+    x = torch.randn(512, 64, requires_grad=True)
+    assert kept(lambda: t(x)) <= 2 * x.numel() + (1 << 14)
+
+
+def test_what_is_no_linear_keeps_no_codes():
+    t = prepared(nn.Sequential(nn.Conv1d(6, 6, 3)), "w4a4", X)
+    assert not t[0].used[1].coded
+    assert not hasattr(t[0].used[1](X.clone().requires_grad_()), "codes")
+
+
+def test_checkpointing_and_a_value_without_codes():
+    t = prepared(Gated(), "w4a4", X)
+    torch.manual_seed(0)
+    loss_of(t, X).backward()
+    plain = grads(t)
+    t.zero_grad()
+    torch.manual_seed(0)
+    loss_of(lambda x: checkpoint(t, x, use_reentrant=False), X).backward()
+    for name, grad in grads(t).items():
+        torch.testing.assert_close(grad, plain[name])
+    weight = torch.randn(3, 16, requires_grad=True)
+    assert torch.equal(linear(X, weight, None), F.linear(X, weight))
+    switch(t, False)
+    assert not hasattr(t.up.used[1](X.clone().requires_grad_()), "codes")
