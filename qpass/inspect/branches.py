@@ -1,4 +1,4 @@
-"""The outputs of a graph with one site quantized, and with all but one: each computed from that site on only.
+r"""The outputs of a graph with one site quantized, and with all but one: each computed from that site on only.
 
     float run       x --- a --- [site] --- b --- y_float
     alone                           \--- quantized product --- b --- y           the values in front are float's
