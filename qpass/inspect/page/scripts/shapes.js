@@ -26,8 +26,9 @@ export function words(item) {
     const sites = item.sites.length ? ` · ${plural(item.sites.length, "site")}` : "";
     return [item.name, plural(item.operations, "op") + sites];
   }
-  const { op, kind, shape: size } = item.node;
-  const short = cut(kind === "parameter" ? op : op.replace(/^aten\./, ""), 34);
+  const { op, kind, text, shape: size } = item.node;
+  const named = op === kind ? text : op; // an input of the graph is best told by its value's name
+  const short = cut(named.replace(/^aten\./, ""), 34);
   const more = cut(item.sites.length ? typesOf(item.sites[0]) : shape(size), 34);
   return item.name ? [item.name, `${short}, ${more}`] : [short, more];
 }
