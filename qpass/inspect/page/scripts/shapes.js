@@ -42,7 +42,7 @@ export function boxSize(item) {
   if (!item.size) {
     const [first, second] = words(item);
     const text = Math.max(widthOf(first, "600 13px system-ui"), widthOf(second, "11px system-ui"));
-    item.size = { width: Math.ceil(text) + (item.children ? 46 : 30), height: HEIGHT };
+    item.size = { width: Math.ceil(text) + (item.children ? 58 : 30), height: HEIGHT };
   }
   return item.size;
 }
@@ -99,7 +99,7 @@ export function drawOpen(item, { x, y, width, height }, mode, scale) {
   const figure = mode === "type" ? null : MODES[mode].of(item.sites);
   const fill = figureColour(mode, figure);
   const text = item.name || "model";
-  const roomy = (width - 40) / Math.max(widthOf(text, "600 13px system-ui"), 1);
+  const roomy = (width - 56) / Math.max(widthOf(text, "600 13px system-ui"), 1);
   const size = 13 * Math.max(1, Math.min(1 / scale, roomy, height / 60));
   return drawn(
     "g",
