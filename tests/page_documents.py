@@ -40,7 +40,7 @@ class Level:
     def linear(self, x, module):
         """A linear with what each level makes of it."""
         weight = self.add(f"{module}.weight", (), module, kind="parameter", shape=(64, 64))
-        site = f"{module}:linear.0"
+        site = None if self.name == "float" else f"{module}:linear.0"  # as the pipeline tells them
         if "up_proj" in module:  # stays float
             return self.add("aten.linear", (x, weight), module, site)
         if self.name == "qdq":

@@ -7,6 +7,7 @@ from torch import nn
 import qpass
 from qpass.runtime import runtime_of
 from tests.models import Attention, FeedForward, batches, encoder, relative
+from tests.processors import needs_bytes
 
 SCHEMES = ("w8a8", "w8a8-dynamic", "w8a16", "w8a8,smooth=none,solver=rtn", "w8a8,range=mse,smooth=none")
 
@@ -52,6 +53,7 @@ def test_numeric_check_holds_for_every_pass(monkeypatch):
     qpass.compile(encoder(), "w8a8-dynamic", example_inputs=data[0], calibration=data, backend="cpu")
 
 
+@needs_bytes
 def test_feed_forward_stays_in_integers():
     model, data = FeedForward().eval(), batches()
     q = qpass.compile(model, "w8a8", example_inputs=data[0], calibration=data, backend="cpu")
@@ -169,6 +171,7 @@ def test_kernels_serve_every_size_or_are_not_used():
         assert relative(run(q, x), run(model, x)) < 0.03
 
 
+@needs_bytes
 def test_changed_weights_are_noticed():
     model, x = FeedForward().eval(), torch.randn(4, 6, 32)
     q = qpass.compile(model, "w8a8-dynamic", example_inputs=x, backend="cpu")

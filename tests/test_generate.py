@@ -9,6 +9,7 @@ from torch import nn
 import qpass
 from qpass.runtime import runtime_of
 from tests.models_generate import build, prompt
+from tests.processors import needs_bytes
 
 LENGTH = 24
 GREEDY, SAMPLED, BEAM = dict(do_sample=False), dict(do_sample=True, top_k=0), dict(do_sample=False, num_beams=3)
@@ -119,6 +120,7 @@ class Kept:
         return self.finish(gm)
 
 
+@needs_bytes
 @pytest.mark.parametrize("scheme", ["w8a16", "w8a8-dynamic", "w4a16-g32"])
 def test_graphs_share_what_the_backend_laid_out(scheme, monkeypatch):
     monkeypatch.setattr("qpass.backends.cpu.compile_region", lambda part: part.forward)

@@ -16,6 +16,7 @@ from qpass.backends.native.calls import native_calls
 from qpass.backends.native.conv_calls import CALLS as CONV_CALLS
 from qpass.backends.native.ops import OPS, unpack
 from tests.models import batches, encoder, relative
+from tests.processors import needs_bytes
 
 Q = torch.ops.qpass
 OFFSET = 4  # where linears and convolutions have what a zero point adds
@@ -196,6 +197,7 @@ def fresh(tmp_path, monkeypatch):
         function.cache_clear()
 
 
+@needs_bytes
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
 def test_without_kernels_onednn_computes_the_same(fresh, scheme):
     data, model = batches(), encoder()

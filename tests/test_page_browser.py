@@ -82,7 +82,10 @@ def test_depth_buttons(page):
     page.click("#deeper")
     page.wait_for_selector('[data-key="mmodel"][aria-expanded="true"]')
     page.click("#expand")
-    until(page, "document.querySelectorAll('.open').length > 5")
+    until(
+        page,
+        "document.querySelectorAll('.open').length > 2 && !document.querySelector('#canvas [aria-expanded=false]')",
+    )
 
 
 def test_a_node_opens_its_details(page):

@@ -92,6 +92,7 @@ def test_nothing_measured_is_a_dash(page_of):
 def test_no_graph_and_no_site(page_of):
     made = document(0)
     made["sites"], made["graphs"] = [], []
+    made["summary"]["notes"] = [f"note {i}" for i in range(9)]
     page = page_of(made)
     page.wait_for_selector("#no-graph:not([hidden])")
     for view in ("2", "3", "1"):

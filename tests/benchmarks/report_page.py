@@ -49,7 +49,9 @@ def measured(path: Path) -> dict[str, float]:
 
     def expand():
         page.click("#expand")
-        until(page, "document.querySelectorAll('.open').length > 5 && document.getElementById('busy').hidden")
+        until(
+            page, "!document.querySelector('#canvas [aria-expanded=false]') && document.getElementById('busy').hidden"
+        )
 
     figures["all opened, ms"] = timed(expand)
     figures["levels aligned, ms"] = timed(lambda: page.keyboard.press("3"))

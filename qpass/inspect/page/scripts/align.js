@@ -54,7 +54,7 @@ function rising(pairs) {
 const SQUARE = 4e6; // of the table that a common sequence needs; longer stretches are paired by position
 
 function between(left, right, rows) {
-  const key = (node) => `${node.kind}|${node.op}|${node.module}|${node.site ?? ""}`;
+  const key = (node) => `${node.kind}|${node.op}|${node.module}`;
   const [a, b] = [left.map(key), right.map(key)];
   let [i, j] = [0, 0];
   for (const [x, y] of a.length * b.length > SQUARE ? samePlaces(a, b) : common(a, b)) {

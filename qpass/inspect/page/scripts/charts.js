@@ -52,8 +52,7 @@ export function histogram({ lo, hi, counts }, grid, name) {
 
 function gridLines({ low, high, step }, x, height) {
   const [top, bottom] = [MARGIN.top, height - MARGIN.bottom];
-  const apart = x(low + step) - x(low);
-  const every = 2 ** Math.max(0, Math.ceil(Math.log2(5 / Math.max(apart, 1e-6))));
+  const every = ticksApart(x(low + step) - x(low));
   let path = "";
   for (let i = 0; i <= Math.round((high - low) / step); i += every) path += `M${x(low + i * step)} ${bottom}v-${every === 1 ? 14 : 9}`;
   return [
@@ -63,10 +62,17 @@ function gridLines({ low, high, step }, x, height) {
   ];
 }
 
-/** How the ticks of a grid are to be read. */
-export function gridNote({ low, high, step }) {
+function ticksApart(pixels) {
+  return 2 ** Math.max(0, Math.ceil(Math.log2(5 / Math.max(pixels, 1e-6))));
+}
+
+/** How the grid over a histogram is to be read. */
+export function gridNote({ lo, hi }, { low, high, step }) {
   const n = Math.round((high - low) / step) + 1;
-  return `${whole(n)} integers, ${number(step)} apart, reach from ${number(low)} to ${number(high)}; the ticks show them or, where too dense, every 2nd, 4th, 8th …`;
+  const pixels = ((WIDTH - MARGIN.left - MARGIN.right) * step) / (Math.max(hi, high) - Math.min(lo, low));
+  const every = ticksApart(pixels);
+  const ticks = every === 1 ? "a tick for each" : `a tick for every ${whole(every)}`;
+  return `${whole(n)} integers, ${number(step)} apart, reach from ${number(low)} to ${number(high)}: ${ticks}. Heights grow with the root of the counts.`;
 }
 
 /** The range of each channel of a weight as a bar, with the reach of its integers behind. */

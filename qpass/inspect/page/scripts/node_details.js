@@ -20,7 +20,7 @@ export function showDetails() {
   if (!chosen) return;
   const [kind, title, line, parts] = contents(chosen);
   const close = element("button", { type: "button", class: "close", "aria-label": "Close the details", text: "×", on: { click: closeDetails } });
-  const head = element("header", {}, element("p", { class: "kind", text: kind }), close, element("h2", { id: "details-title", text: title, tabindex: -1 }), line ? element("p", { class: "muted", text: line }) : null);
+  const head = element("header", {}, element("p", { class: "kind", text: kind }), close, element("h2", { id: "details-title", tabindex: -1 }, ...title.split(/(?<=[.:])/).flatMap((word) => [word, element("wbr")])), line ? element("p", { class: "muted", text: line }) : null);
   panel.replaceChildren(head, ...parts.filter(Boolean));
   panel.scrollTop = 0;
 }

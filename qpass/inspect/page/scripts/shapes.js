@@ -26,8 +26,9 @@ export function words(item) {
     const sites = item.sites.length ? ` · ${plural(item.sites.length, "site")}` : "";
     return [item.name, plural(item.operations, "op") + sites];
   }
-  const { op, kind, shape: size } = item.node;
-  const short = cut(kind === "parameter" ? op : op.replace(/^aten\./, ""), 34);
+  const { op, kind, text, shape: size } = item.node;
+  const named = op === kind ? text : op; // an input of the graph is best told by its value's name
+  const short = cut(named.replace(/^aten\./, ""), 34);
   const more = cut(item.sites.length ? typesOf(item.sites[0]) : shape(size), 34);
   return item.name ? [item.name, `${short}, ${more}`] : [short, more];
 }
@@ -41,7 +42,7 @@ export function boxSize(item) {
   if (!item.size) {
     const [first, second] = words(item);
     const text = Math.max(widthOf(first, "600 13px system-ui"), widthOf(second, "11px system-ui"));
-    item.size = { width: Math.ceil(text) + (item.children ? 46 : 30), height: HEIGHT };
+    item.size = { width: Math.ceil(text) + (item.children ? 58 : 30), height: HEIGHT };
   }
   return item.size;
 }
@@ -98,7 +99,7 @@ export function drawOpen(item, { x, y, width, height }, mode, scale) {
   const figure = mode === "type" ? null : MODES[mode].of(item.sites);
   const fill = figureColour(mode, figure);
   const text = item.name || "model";
-  const roomy = (width - 40) / Math.max(widthOf(text, "600 13px system-ui"), 1);
+  const roomy = (width - 56) / Math.max(widthOf(text, "600 13px system-ui"), 1);
   const size = 13 * Math.max(1, Math.min(1 / scale, roomy, height / 60));
   return drawn(
     "g",

@@ -61,7 +61,7 @@ export function inputGrid(site) {
 function inputChart(site) {
   if (!site.input_histogram) return [];
   const grid = inputGrid(site);
-  const words = grid ? gridNote(grid) : site.input_type ? "Its scale is chosen at run time, from the values themselves: no one grid can be drawn." : "It stays float: no grid.";
+  const words = grid ? gridNote(site.input_histogram, grid) : site.input_type ? "Its scale is chosen at run time, from the values themselves: no one grid can be drawn." : "It stays float: no grid.";
   return [histogram(site.input_histogram, grid, "Input"), element("p", { class: "caption", text: words })];
 }
 

@@ -12,7 +12,7 @@ export function showSummary() {
   byId("origin").append(...chips.filter(Boolean).map((text) => element("span", { class: "chip", text })));
   byId("summary").append(element("div", { class: "cards" }, ...cards(summary)));
   const { notes } = summary;
-  if (notes.length) byId("summary").append(element("ul", { class: "notes" }, ...notes.map((text) => element("li", { text }))));
+  if (notes.length) byId("summary").append(element("ul", { class: "notes", tabindex: notes.length > 3 ? 0 : null }, ...notes.map((text) => element("li", { text }))));
 }
 
 function cards(summary) {
