@@ -5,6 +5,9 @@
     channel_shuffle(x, g)             ->   turn back(reshape(transpose(view(turn(x), [B, H, W, g, C / g]), 3, 4)))
     anything else of another layout   ->   a copy in front of the kernel
 
+Where no kernel runs some qpass.conv, its reference does, which writes contiguous memory whatever the float operation did:
+then all values are made anew, as they were taken over from the float ones.
+
 A quantize writes its codes in the order of its argument's axes, so the turn costs nothing: the first quantize of an
 image reads it once and writes it channels last. Values keep their logical shape [B, C, ...]; their strides are those
 of the other order.
@@ -24,13 +27,16 @@ from qpass.graphs import add_call, set_value
 
 aten = torch.ops.aten
 Q = torch.ops.qpass
+REFERENCES = (Q.conv.default, Q.max_pool.default, Q.pad.default)
 
 
 def layout(gm: fx.GraphModule, context) -> int:
     """Returns the number of values laid out anew."""
     wanted = context.backend.channels_last()
-    if not any(node.target in wanted for node in gm.graph.nodes):
+    targets = {node.target for node in gm.graph.nodes}
+    if not wanted or targets.isdisjoint((*wanted, *REFERENCES)):
         return 0
+    stale = not targets.isdisjoint(REFERENCES)
     edits = 0
     moved: set[fx.Node] = set()  # values whose strides are not what they were
     for node in list(gm.graph.nodes):
@@ -45,7 +51,7 @@ def layout(gm: fx.GraphModule, context) -> int:
             parts = node.target in context.backend.reads_parts
             edits += sum(_turn(gm, i, node, parts, moved) for i in list(node.all_input_nodes) if _is_image(i, node))
             moved.add(node)
-        elif any(i in moved for i in node.all_input_nodes) and not is_opaque(node):
+        elif (stale or any(i in moved for i in node.all_input_nodes)) and not is_opaque(node):
             _follow(gm, node, moved)
     gm.graph.eliminate_dead_code()
     return edits
