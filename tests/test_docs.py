@@ -52,8 +52,9 @@ WITH_CODE = [page for page in PAGES if CODE.search(page.read_text())]
 def test_code_runs(page, tmp_path, monkeypatch):
     """The python blocks of a page, in order, as one program."""
     monkeypatch.chdir(tmp_path)
-    module = types.ModuleType(page.stem)
-    monkeypatch.setitem(sys.modules, page.stem, module)  # where torch looks up what a page's functions name
+    name = f"page_{page.stem}"  # a page may be called as a module of Python is
+    module = types.ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)  # where torch looks up what a page's functions name
     source = page.read_text()
     for found in CODE.finditer(source):
         if found[1] and lacking(found[1]):

@@ -12,6 +12,7 @@ from torch import nn
 from torch.export import Dim
 
 import qpass
+from qpass.backends import cpu
 from qpass.errors import QpassError
 from qpass.interchange import onnx_qdq
 from qpass.interchange.program import qdq_program
@@ -45,6 +46,8 @@ class Reader:
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(path.with_suffix(".optimized"))
         options.log_severity_level = 3
+        if cpu.saturates():  # so do its products of u8 by s8 (docs/export.md): this computes them in float
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         # else it quantizes the inputs of products whose weights alone are integers
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -67,8 +70,9 @@ def test_an_mlp_at_any_batch_runs_on_integer_products(tmp_path):
     assert (reader.inputs, reader.outputs) == (["input"], ["output"])
     for value in (x, torch.randn(9, 64)):
         assert relative(reader.run(value)["output"], q(value)) < ROUNDING
-    assert reader.optimized["MatMulIntegerToFloat"] == 3
-    assert not reader.optimized["MatMul"] + reader.optimized["Gemm"]
+    if not cpu.saturates():
+        assert reader.optimized["MatMulIntegerToFloat"] == 3
+        assert not reader.optimized["MatMul"] + reader.optimized["Gemm"]
 
 
 def test_the_file_is_qdq_with_integer_weights(tmp_path):
@@ -113,7 +117,7 @@ def test_convolutions(tmp_path, name):
         assert max(errors) < CODE, errors
         assert relative(found, q(x)) < relative(q(x), model(x))
     assert torch.equal(found.argmax(-1), q(x).argmax(-1))
-    assert reader.optimized["QLinearConv"] >= 3
+    assert cpu.saturates() or reader.optimized["QLinearConv"] >= 3
 
 
 @pytest.mark.parametrize("name", ["bert", "vit"])
