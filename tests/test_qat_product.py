@@ -22,7 +22,7 @@ def test_values_come_back_to_the_last_bit(text, dtype):
     x = torch.randn(5, 33).to(dtype)
     zero = None if qtype.symmetric else torch.tensor(float(qtype.qmax // 3))
     step = torch.tensor(3.1 / qtype.qmax)
-    y, _, q = forward(x, step, zero, qtype, dtype, True, True)
+    y, _, q = forward(x, step, zero, qtype, dtype, True, whole=True)
     assert q.dtype.itemsize == 1
     assert torch.equal(values(q, step, zero, qtype, dtype), y)
 
