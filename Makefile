@@ -37,6 +37,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.native_conv
 	$(BIN)/python tests/benchmarks/images.py $(ARGS)
 	$(BIN)/python tests/benchmarks/training_cost.py
+	$(BIN)/python -m tests.benchmarks.inspecting
 	$(BIN)/python -m tests.benchmarks.report_page
 
 accuracy: $(STAMP)
