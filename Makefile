@@ -37,8 +37,8 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.native_conv
 	$(BIN)/python tests/benchmarks/images.py $(ARGS)
 	$(BIN)/python tests/benchmarks/training_cost.py
-	$(BIN)/python -m tests.benchmarks.inspecting
 	$(BIN)/python -m tests.benchmarks.report_page
+	$(BIN)/python -m tests.benchmarks.inspecting
 
 accuracy: $(STAMP)
 	$(BIN)/python tests/benchmarks/minilm.py --accuracy
