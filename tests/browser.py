@@ -14,6 +14,16 @@ AXE = Path(__file__).parent / "vendor/axe.min.js"
 WAIT = 30_000  # milliseconds: other processes share the machine
 LOCAL = ("file:", "blob:", "data:")
 
+# words -> milliseconds that the page takes to search for each
+SEARCH = """words => words.map((text) => {
+  const field = document.getElementById('search');
+  field.value = text;
+  const start = performance.now();
+  field.dispatchEvent(new Event('input'));
+  document.getElementById('found').getBoundingClientRect();
+  return performance.now() - start;
+})"""
+
 
 @cache
 def browser():

@@ -124,7 +124,7 @@ def _peak(d: Decision, backend: Backend) -> float:
 @functools.cache
 def bandwidth() -> float:
     """Bytes a second of a copy that no cache holds, reads and writes counted."""
-    source = torch.zeros(COPIED)
+    source = torch.rand(COPIED)  # pages of zeros may be one page
     target = torch.empty_like(source)
     return 2 * source.nbytes / (median_us(lambda: _copy(target, source)) / 1e6)
 

@@ -13,20 +13,12 @@ import time
 from pathlib import Path
 
 from qpass.inspect.page import write
-from tests.browser import opened, until
+from tests.browser import SEARCH, opened, until
 from tests.page_documents import large
 
 TARGETS = {"written, s": 30, "first paint, ms": 2000, "slowest search, ms": 200}
 WORDS = ("down_proj", "layers.17", "aten.add", "e", "model.layers.31.mlp", "nothing has this name")
 
-SEARCH = """words => words.map((text) => {
-  const field = document.getElementById('search');
-  field.value = text;
-  const start = performance.now();
-  field.dispatchEvent(new Event('input'));
-  document.getElementById('found').getBoundingClientRect();
-  return performance.now() - start;
-})"""
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 
 
