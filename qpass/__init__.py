@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from qpass import conv_ops as conv_ops
-from qpass import ops as ops  # both register torch.ops.qpass
+from qpass import nested_ops as nested_ops
+from qpass import ops as ops  # these register torch.ops.qpass
 from qpass.errors import QpassError
 from qpass.inspect import inspect  # here, not below: its package has the same name
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from qpass import qat
     from qpass.api import analyze, compile
     from qpass.backend_entry import qpass_backend
+    from qpass.bits import at_bits, bits_of, set_bits
     from qpass.interchange.compressed import save_pretrained
     from qpass.interchange.export import export
     from qpass.legacy import quantize_dynamic
@@ -32,6 +34,8 @@ WHERE = {
     "Recipe": "qpass.schemes",
     "Scheme": "qpass.schemes",
     "analyze": "qpass.api",
+    "at_bits": "qpass.bits",
+    "bits_of": "qpass.bits",
     "compile": "qpass.api",
     "export": "qpass.interchange.export",
     "load": "qpass.persist",
@@ -40,6 +44,7 @@ WHERE = {
     "quantize_dynamic": "qpass.legacy",
     "save": "qpass.persist",
     "save_pretrained": "qpass.interchange.compressed",
+    "set_bits": "qpass.bits",
 }
 
 __version__ = "0.1.0"
@@ -50,6 +55,8 @@ __all__ = [
     "Recipe",
     "Scheme",
     "analyze",
+    "at_bits",
+    "bits_of",
     "compile",
     "export",
     "inspect",
@@ -61,6 +68,7 @@ __all__ = [
     "quantize_dynamic",
     "save",
     "save_pretrained",
+    "set_bits",
 ]
 
 

@@ -14,16 +14,17 @@ from qpass.backends import Backend, backend_named
 from qpass.backends.cuda_graphs import check_mode
 from qpass.calibrate import Batch, Session, buffers_kept, call_arguments, gather, observe
 from qpass.decide import decide
+from qpass.decide_nested import parts_of
 from qpass.in_place import told_if_in_part
 from qpass.install import copy_for_packing, install, packed_weights, uninstall
 from qpass.interrupts import heard
 from qpass.memory import give_back
 from qpass.module_sites import module_sites
-from qpass.observations import Observations
+from qpass.observations import Observations, Parts
 from qpass.pipeline import Settings
 from qpass.plan import Decision, Plan
 from qpass.processes import collected, listed, spread
-from qpass.resume import NOTHING_TO_RESUME, begin
+from qpass.resume import NOTHING_TO_RESUME, begin, part
 from qpass.runtime import all_or_nothing, attach, run_float
 from qpass.schemes import Recipe, Scheme
 from qpass.sequential import ONE_PASS, solve_in_order
@@ -71,10 +72,11 @@ def compile(
         inplace = True
     chosen, mode = backend_named(backend, checks.device_of(model)), check_mode(mode)
     free = scheme is None and plan is None  # nothing was asked for, so float is an answer too
+    nested = plan is None and any(s.nested for s in _rules(scheme, calibration, recipe, checkpoint)[1])
     judged = free and guard is not False and example_inputs is not None
     if plan is not None:
         _check_plan(model, plan, example_inputs, scheme, calibration, recipe, checkpoint)
-    elif inplace and scheme is not None and not guard and example_inputs is None and calibration is None:
+    elif inplace and scheme is not None and not guard and example_inputs is None and calibration is None and not nested:
         with told_if_in_part(model), heard():
             plan = _of_modules(model, _rules(scheme, calibration, recipe, checkpoint)[0], in_place=True)
     else:
@@ -174,11 +176,15 @@ def analyze(
         checks.check_trained_alone(scheme, calibration, recipe, checkpoint, None)
         return trained_plan(model)
     rules, schemes = _rules(scheme, calibration, recipe, checkpoint)
+    if any(s.nested for s in schemes) and calibration is not None:
+        calibration = listed(checks.checked(model, calibration))
+    alone = lambda r, bits: analyze(model, r.default, example_inputs, calibration, r, part(checkpoint, bits))  # noqa: E731
+    parts = parts_of(rules, alone)
     if example_inputs is None and calibration is None:
-        return _of_modules(model, rules)
+        return _of_modules(model, rules, parts)
     kept = None if calibration is None else begin(model, rules, checkpoint)
     session = Session(model)
-    session.observations.moments = calibration is not None
+    session.observations.moments, session.observations.parts = calibration is not None, parts
     with buffers_kept(model):
         if example_inputs is not None:
             checks.check_inputs(model, example_inputs, "example_inputs")
@@ -222,8 +228,8 @@ def _rules(
     return rules, schemes
 
 
-def _of_modules(model: nn.Module, rules: Recipe, in_place: bool = False) -> Plan:
-    """The plan of a model that is not run. in_place: its weights are packed on the way."""
+def _of_modules(model: nn.Module, rules: Recipe, parts: Parts | None = None, in_place: bool = False) -> Plan:
+    """The plan of a model that is not run. parts: of nested weights. in_place: its weights are packed on the way."""
     found = module_sites(model)
     checks.check_sites(model, found, ran=False)
-    return decide(model, found, rules, Observations(), in_place=in_place)
+    return decide(model, found, rules, Observations(parts=parts or {}), in_place=in_place)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from qpass.decide_conv import decide_images, operand_decision
 from qpass.decide_linear import suited
-from qpass.decide_site import describe, why_float, why_weight
+from qpass.decide_nested import nest_group
+from qpass.decide_site import describe, turned, weight_of, why_float, why_nested, why_weight
 from qpass.decide_tables import decide_tables, heads, one_name, schemes_of
 from qpass.in_place import pack_now
 from qpass.interrupts import stop_if_asked
 from qpass.observations import Observations, Observed
-from qpass.packing import Packed, pack
 from qpass.passes.other_sites import LOOKUP, why_not
 from qpass.plan import Decision, Plan, SiteInfo
 from qpass.schemes import Recipe, Scheme
@@ -152,6 +152,7 @@ def decide_group(ask: Asked, members: list[SiteInfo], observations: Observations
         scheme = ask.schemes[info.name]
         leader = ask.first.get(decision.weight, info)
         why = ask.why.get(info.name) or why_weight(ask.weights, decision) or why_float(decision, scheme, observed)
+        why = why or why_nested(decision, scheme)
         if not why and leader.transposed != info.transposed:
             why = BOTH_WAYS.format(leader.name)
         if why:
@@ -160,7 +161,11 @@ def decide_group(ask: Asked, members: list[SiteInfo], observations: Observations
             by_scheme.setdefault(ask.schemes[leader.name], []).append(decision)
     epilogue = [info.from_epilogue for info in members]
     for scheme, decisions in by_scheme.items():
-        found |= {d.site: d for d in quantize_group(ask.weights, decisions, scheme, observed, epilogue)}
+        if scheme.weight.widths:
+            done = nest_group(ask.weights, decisions, scheme, observed, observations.parts)
+        else:
+            done = quantize_group(ask.weights, decisions, scheme, observed, epilogue)
+        found |= {d.site: d for d in done}
     return found
 
 
@@ -172,7 +177,7 @@ def quantize_group(
     epilogue: list[bool],
 ) -> list[Decision]:
     """Chooses the shared input parameters and rounds each weight once."""
-    weights = {d.weight: _weight(named, d) for d in decisions}
+    weights = {d.weight: weight_of(named, d) for d in decisions}
     scheme, groups = suited(scheme, decisions)
     biased = all(d.bias_name for d in decisions)
     solution, note = _solve(list(weights.values()), scheme, observed, epilogue, biased)
@@ -181,7 +186,7 @@ def quantize_group(
     done = []
     for decision in decisions:
         packed, bias = rounded[decision.weight]
-        packed = _turned(packed) if decision.transposed else packed
+        packed = turned(packed) if decision.transposed else packed
         done.append(
             dataclasses.replace(
                 decision,
@@ -215,13 +220,3 @@ def _solve(
     bare = dataclasses.replace(observed, moment=None)
     plain = dataclasses.replace(scheme, solver="rtn")
     return solve(weights, plain, bare, free=free, splits=all(epilogue)), EXTREME
-
-
-def _weight(named: Mapping[str, Tensor], decision: Decision) -> Tensor:
-    weight = named[decision.weight].detach().cpu()
-    return weight.t() if decision.transposed else weight
-
-
-def _turned(packed: Packed) -> Packed:
-    qtype = dataclasses.replace(packed.type, axis=1)
-    return pack(packed.data.t().contiguous(), packed.scale, qtype, packed.in_mul, packed.zero)

@@ -36,6 +36,9 @@ def suited(scheme: Scheme, decisions: Sequence[Decision]) -> tuple[Scheme, str]:
     why = next((why for d in decisions if (why := why_no_groups(d, group))), None)
     if why is None:
         return scheme, ""
+    if weight.widths:
+        by_output = dataclasses.replace(weight, granularity="channel", axis=0, group=None)
+        return dataclasses.replace(scheme, weight=by_output), why
     signed = weight.bits > 2  # of 2 bits, symmetric ones have 3 values (schemes.py, 2)
     by_output = QType(weight.bits, signed, granularity="channel", axis=0)
     return dataclasses.replace(scheme, weight=by_output), why

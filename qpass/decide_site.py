@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from qpass.observations import Observations, Observed
+from qpass.packing import Packed, pack
 from qpass.passes.other_sites import LOOKUP
 from qpass.plan import Decision, SiteInfo
 from qpass.schemes import Scheme
@@ -18,16 +20,26 @@ NOT_A_MATRIX = "its weight has {} dimensions, not two"
 BY_RECIPE = "the recipe leaves it in float"
 NOT_REACHED = "no calibration batch reached it, so its input has no range"
 FLOAT_TABLE = "tables become integers of 2 to 8 bits; {} has other types"
+NESTED = "linears alone have weights of several widths, as {} asks for; give it another scheme by a recipe"
+ODD = "its {} inputs are no multiple of 4: a byte of a nested weight holds codes of four"
 FLOAT_TYPE = "weights and inputs of convolutions become integers of 2 to 8 bits; {} has other types"
 
 
 def why_type(scheme: Scheme, operation: str) -> str | None:
     """None where an operation can have a scheme's types, or why not."""
     weight, activation = scheme.weight, scheme.activation
+    if weight is not None and weight.widths:
+        return None if operation == "linear" else NESTED.format(scheme)
     integers = weight is not None and not weight.is_float and (activation is None or not activation.is_float)
     if integers or operation == "linear":
         return None
     return (FLOAT_TABLE if operation == LOOKUP else FLOAT_TYPE).format(scheme)
+
+
+def why_nested(decision: Decision, scheme: Scheme) -> str | None:
+    """None where a weight's codes can be kept in the widths of a scheme, or why not."""
+    nested = scheme.weight is not None and bool(scheme.weight.widths)
+    return ODD.format(decision.shape[1]) if nested and decision.shape[1] % 4 else None
 
 
 def describe(weights: Mapping[str, Tensor], info: SiteInfo, observations: Observations) -> Decision:
@@ -65,3 +77,17 @@ def why_weight(weights: Mapping[str, Tensor], decision: Decision) -> str | None:
         return NOT_REAL.format(str(weight.dtype).removeprefix("torch."))
     matrix = decision.operation in ("linear", LOOKUP)
     return NOT_A_MATRIX.format(weight.dim()) if matrix and weight.dim() != 2 else None
+
+
+def weight_of(named: Mapping[str, Tensor], decision: Decision) -> Tensor:
+    """The float weight of a linear as [N, K], on the CPU."""
+    weight = named[decision.weight].detach().cpu()
+    return weight.t() if decision.transposed else weight
+
+
+def turned(packed: Packed) -> Packed:
+    """A weight with scales by output, [N, K], as one that is held as [K, N]."""
+    qtype = dataclasses.replace(packed.type, axis=1)
+    if packed.type.widths:
+        return dataclasses.replace(packed, type=qtype)
+    return pack(packed.data.t().contiguous(), packed.scale, qtype, packed.in_mul, packed.zero)

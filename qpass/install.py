@@ -7,8 +7,10 @@
                                                                                     are scaled per channel; of a
                                                                                     convolution as packing.spread
                                                                                     shapes it
-                                         Linear.parametrizations.weight.original2,3 int32 zero, shaped like the scale,
+                                         Linear.parametrizations.weight.original2,3 uint8 zero, shaped like the scale,
                                                                                     where the type is unsigned
+                                         Linear.parametrizations.weight.0.bits      int64 [], of a nested weight: the width
+                                                                                    it is read at (bits.py)
 
 The copy is an ordinary module from here on: it runs in eager mode, its state_dict holds the integers, and a graph
 captured from it shows `dequantize(packed, scale) -> linear`. A tied weight is packed once and stays tied.
@@ -39,7 +41,9 @@ class PackedWeight(nn.Module):
         in_mul = packed.in_mul
         if in_mul is not None and packed.stored.dim() > 2:
             in_mul = spread(in_mul, packed.stored, self.axis == 1)
-        self.halves = packed.halves
+        self.halves, self.widths = packed.halves, packed.type.widths
+        if self.widths:
+            self.register_buffer("bits", torch.tensor(self.widths[0]))
         self._initial = tuple(t for t in (packed.stored, packed.scale, in_mul, packed.stored_zero) if t is not None)
 
     def forward(self, data: Tensor, scale: Tensor, *rest: Tensor) -> Tensor:
@@ -48,6 +52,8 @@ class PackedWeight(nn.Module):
         rest: in_mul, float32 [K] or shaped like the weight, where inputs are scaled; then the zero point, uint8, where
         the type has one.
         """
+        if self.widths:
+            return torch.ops.qpass.nested.default(data, scale, rest[0], self.bits, self.type, self.dtype)
         if self.halves:
             data = torch.ops.qpass.whole.default(data, self.type)
         zero = rest[-1] if self.zeros else None
@@ -60,7 +66,11 @@ class PackedWeight(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
         """Follows the model to another dtype (`.half()`, `.to(torch.bfloat16)`)."""
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
-        return super()._apply(fn, recurse)
+        bits = self._buffers.get("bits")
+        super()._apply(fn, recurse)
+        if bits is not None:  # it is read on the CPU when an op is launched
+            self._buffers["bits"] = bits
+        return self
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
         """What to keep instead of the float weight: the integers this parametrization was made with."""
@@ -80,12 +90,15 @@ def install(model: nn.Module, packed: Mapping[str, Packed], biases: Mapping[str,
     for name, weight in packed.items():
         dtype, device = model.get_parameter(name).dtype, model.get_parameter(name).device
         data: tuple[Tensor, ...] | None = None
+        bits: Tensor | None = None
         for module, attribute in holders[name]:
             form = PackedWeight(weight.to(device), dtype)
             frozen = nn.Parameter(module._parameters[attribute].detach(), requires_grad=False)
             module._parameters[attribute] = frozen  # of the copy: the caller's parameter keeps its gradient flag
             parametrize.register_parametrization(module, attribute, form, unsafe=True)
             form._initial = ()
+            if weight.type.widths:
+                bits = form._buffers["bits"] = form.bits if bits is None else bits
             originals = module.parametrizations[attribute]
             data = data or tuple(getattr(originals, f"original{i}") for i in range(originals.ntensors))
             for i, tensor in enumerate(data):

@@ -8,13 +8,14 @@ them first. So the order of batches and workers does not change the plan.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from qpass import sizes
+from qpass.packing import Packed
 from qpass.patches import pixels
 from qpass.ranges import Range
 
@@ -22,6 +23,9 @@ SAMPLE = 512  # rows kept of each group
 PIXELS = 4096  # of a batch whose channels are counted by size
 HASHED = 64  # values of an image that its hash is made of
 ROUNDING = 4 * torch.finfo(torch.float32).eps  # of the mean square: below it a variance is noise of float32 sums
+
+
+Parts = Mapping[int, Mapping[str, Packed]]  # bits -> path of a weight -> it, rounded for these bits alone
 
 
 @dataclass
@@ -146,12 +150,16 @@ def halves(images: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Observations:
-    """Everything calibration has seen of a model: site -> its group, group -> statistics, site -> example rows."""
+    """Everything calibration has seen of a model: site -> its group, group -> statistics, site -> example rows.
+
+    parts: what the weights became at single widths, where they are to be nested (decide_nested.py).
+    """
 
     groups: dict[str, str] = field(default_factory=dict)
     observed: dict[str, Observed] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     moments: bool = True
+    parts: Parts = field(default_factory=dict)
 
     def merge(self, other: Observations) -> None:
         """Takes in the observations of another worker on the same model."""

@@ -3,7 +3,8 @@
     weight[n, k] = (data[n, k] - zero[n]) * scale[n] * in_mul[k]            channels
     weight[n, k] = (data[n, k] - zero[n, g]) * scale[n, g] * in_mul[k]      groups of G, g = k // G
 
-Where it is kept (a model's buffers, a file) two codes of 4 bits and fewer share a byte: `halved`, `whole`.
+Where it is kept (a model's buffers, a file) two codes of 4 bits and fewer share a byte: `halved`, `whole`. A nested weight
+is kept as several of these (nested.py).
 
 A symmetric type has no zero point. `in_mul` is the per-channel factor that SmoothQuant (2211.10438, eq. 3) moves from
 activations to weights. It is kept beside the integers, so that a packed weight always stands for the original one, and
@@ -24,9 +25,10 @@ from qpass.qtype import QType
 class Packed:
     """A weight as it is kept; a model's buffers are these tensors themselves, so a plan beside its model costs nothing.
 
-    stored: the codes, int8, or uint8 where the type is unsigned, shaped like the weight; two codes a byte where `halves`.
-    scale: float32, and stored_zero: uint8 or None, as scale_shape says of the type; in_mul: float32 [K] or None, K the
-    channels of the input. `data` and `zero` (int32) are made when they are asked for.
+    stored: the codes, int8, or uint8 where the type is unsigned, shaped like the weight; two codes a byte where `halves`;
+    planes, uint8 [P, N, K / 4], of a nested one. scale: float32, and stored_zero: uint8 or None, as scale_shape says of the
+    type, of a nested one for each width; in_mul: float32 [K] or None, K the channels of the input. `data` and `zero` (int32)
+    are made when they are asked for.
     """
 
     stored: Tensor
@@ -55,6 +57,9 @@ class Packed:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the weight."""
+        if self.type.widths:
+            shape = self.stored.shape[1], 4 * self.stored.shape[2]
+            return shape[::-1] if self.type.axis == 1 else shape
         return (*self.stored.shape[:-1], 2 * self.stored.shape[-1]) if self.halves else tuple(self.stored.shape)
 
     @property
@@ -65,8 +70,8 @@ class Packed:
 
 def pack(data: Tensor, scale: Tensor, qtype: QType, in_mul: Tensor | None = None, zero: Tensor | None = None) -> Packed:
     """A weight of codes, one an element; zero: int32 or uint8, or None where the type is symmetric."""
-    by_halves = halves(data, qtype)
     stored_zero = None if zero is None else zero.to(torch.uint8)
+    by_halves = halves(data, qtype)
     return Packed(halved(data) if by_halves else data, scale, qtype, in_mul, stored_zero, by_halves)
 
 

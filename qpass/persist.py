@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qpass import checks
 from qpass.backends import backend_named
 from qpass.backends.cuda_graphs import check_mode
+from qpass.bits import bits_set, nested_weights
 from qpass.errors import QpassError
 from qpass.install import copy_for_packing, install, packed_weights
 from qpass.plan import Plan
@@ -32,7 +33,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], shard_size: int | None 
         raise QpassError(f"this {type(model).__name__} was not compiled by qpass; compile it first.")
     data, tensors = plan_to_data(runtime.plan)
     rest = {f"state|{name}": t for name, t in _other_state(model).items()}
-    header = {"plan": data, "model": type(model).__name__, "backend": runtime.backend.name}
+    header = {"plan": data, "model": type(model).__name__, "backend": runtime.backend.name, "bits": bits_set(model)}
     if shard_size is not None or os.fspath(path).endswith(("/", os.sep)) or Path(path).is_dir():
         write_directory(path, "model", header, tensors | rest, config_texts(model), shard_size)
     else:
@@ -64,6 +65,8 @@ def load(
     own = dict(_other_state(target))
     for name, value in state.items():
         own[name].data.copy_(value)
+    for name, form in nested_weights(target).items():
+        form.bits.fill_(header.get("bits", {}).get(name, form.widths[0]))
     _take_generation_config(target, Path(path))
     return target
 

@@ -26,8 +26,9 @@ from qpass.backends import Backend
 from qpass.backends.native.build import cache_folder, processor
 from qpass.backends.native.build import unavailable as no_kernels
 from qpass.files import replacing
+from qpass.passes.widen import carrier
 from qpass.plan import Decision, Plan
-from qpass.qtype import QType, carrier, scale_shape
+from qpass.qtype import QType, scale_shape
 from qpass.timing import median
 
 MARGIN = 1.02  # integers must not be slower than float by more than measuring can tell

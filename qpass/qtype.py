@@ -6,6 +6,7 @@
     u8/token   uint8, one scale per row                   scale (*shape[:-1], 1)
     u8/sample  uint8, one scale per image of a batch      scale (shape[0], 1, ..., 1)
     e4m3/token 8-bit float, one scale per row
+    u{8,4,2}/g128  a weight that can be read at several widths, each with scales of its own (nested.py)
 
 `i` is signed and symmetric with the narrow range -(2^(b-1)-1) .. 2^(b-1)-1 and no zero point, so that -q is a
 code whenever q is. `u` is unsigned and asymmetric, 0 .. 2^b-1, with a zero point. Floats are symmetric.
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from qpass.errors import QpassError, nearest
+from qpass.nested_words import SPELLED, parse_widths, spelled, why_no_widths
 
 Granularity = Literal["tensor", "channel", "group", "token", "sample"]
 
@@ -54,6 +56,7 @@ class QType:
     axis: int | None = None  # channel only
     group: int | None = None  # group only
     mantissa: int = 0  # float only: 3 for e4m3, 2 for e5m2
+    widths: tuple[int, ...] = ()  # nested only: the bits that can be read of a code, `bits` first
 
     def __post_init__(self) -> None:
         """Reject field combinations that have no text."""
@@ -72,20 +75,16 @@ class QType:
 
     def __str__(self) -> str:
         """The text that parses back to this type."""
-        suffix = {
-            "tensor": "t",
-            "channel": f"c{self.axis}",
-            "group": f"g{self.group}",
-            "token": "token",
-            "sample": "sample",
-        }
-        return f"{self.number}/{suffix[self.granularity]}"
+        suffix = {"tensor": "t", "channel": f"c{self.axis}", "group": f"g{self.group}"}
+        return f"{self.number}/{suffix.get(self.granularity, self.granularity)}"
 
     @property
     def number(self) -> str:
-        """The number format alone: `i8`, `u4`, `e4m3`."""
+        """The number format alone: `i8`, `u4`, `e4m3`, `u{8,4,2}`."""
         if self.is_float:
             return f"e{self.bits - 1 - self.mantissa}m{self.mantissa}"
+        if self.widths:
+            return f"u{spelled(self.widths)}"
         return f"{'i' if self.signed else 'u'}{self.bits}"
 
     @property
@@ -103,7 +102,7 @@ class QType:
         """Largest code (integers) or largest finite value (floats)."""
         if self.is_float:
             return int(torch.finfo(self.storage).max)
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return 2 ** (self.bits - self.signed) - 1
 
     @property
     def levels(self) -> int:
@@ -126,6 +125,8 @@ def _why_not(t: QType) -> str | None:
         return "a float type has 8 bits, is signed, and has 3 (e4m3) or 2 (e5m2) mantissa bits"
     if not t.is_float and not (2 <= t.bits <= 8 and t.mantissa == 0):
         return f"an integer type has 2 to 8 bits and no mantissa, not {t.bits} bits and mantissa {t.mantissa}"
+    if t.widths and (t.signed or t.widths[0] != t.bits or why_no_widths(t.widths)):
+        return why_no_widths(t.widths) or f"a nested type is unsigned, of {t.widths[0]} bits"
     if t.granularity not in get_args(Granularity):
         return f"granularity is tensor, channel, group, token or sample, not {t.granularity!r}"
     if (t.granularity == "channel") != (t.axis is not None) or (t.axis or 0) < 0:
@@ -140,11 +141,14 @@ def _parse(text: str) -> QType:
     number, slash, spelling = text.partition("/")
     if not slash:
         raise QpassError(f"quantized type {text!r} has no granularity; expected {_EXPECTED}.")
+    if nested := re.fullmatch(f"u{SPELLED}", number):
+        widths = parse_widths(nested[1])
+        if isinstance(widths, str):
+            raise QpassError(f"quantized type {text!r}: {widths}.")
+        return QType(widths[0], False, False, *_parse_granularity(text, spelling), widths=widths)
     if number not in _NUMBERS:
-        hint = nearest(number, _NUMBERS)
-        raise QpassError(
-            f"quantized type {text!r}: {number!r} is no number format; expected i2..i8, u2..u8, e4m3 or e5m2.{hint}"
-        )
+        expected = f"expected i2..i8, u2..u8, e4m3 or e5m2.{nearest(number, _NUMBERS)}"
+        raise QpassError(f"quantized type {text!r}: {number!r} is no number format; {expected}")
     mantissa = next((m for name, m, *_ in FLOATS if name == number), 0)
     bits, signed = (8, True) if mantissa else (int(number[1:]), number[0] == "i")
     granularity, axis, group = _parse_granularity(text, spelling)
@@ -239,12 +243,3 @@ def _value_fault(p: QParams) -> str | None:
     if p.zero is not None and ((p.zero < p.type.qmin) | (p.zero > p.type.qmax)).any():
         return f"zero points must lie in {p.type.qmin}..{p.type.qmax}"
     return None
-
-
-def carrier(text: str) -> str:
-    """The type of bytes that holds the codes of an unsigned one of fewer bits; of any other, itself.
-    >>> carrier("u4/token"), carrier("i4/t"), carrier("")
-    ('u8/token', 'i4/t', '')
-    """
-    number, _, rest = text.partition("/")
-    return f"u8/{rest}" if number in ("u2", "u3", "u4", "u5", "u6", "u7") else text

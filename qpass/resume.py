@@ -90,6 +90,11 @@ def prepare(directory: str | os.PathLike[str]) -> None:
         raise QpassError(f"the checkpoint {directory} cannot be written to: {error}; give another folder.") from error
 
 
+def part(directory: str | os.PathLike[str] | None, bits: int) -> Path | None:
+    """The directory within that of a nested scheme's run for one of its widths."""
+    return None if directory is None else Path(directory) / f"w{bits}"
+
+
 def files(directory: str | os.PathLike[str]) -> list[Path]:
     """The files of finished groups."""
     return sorted(Path(directory).glob("group-*.safetensors"))

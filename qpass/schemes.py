@@ -7,6 +7,7 @@
     w4a8[-dynamic]  weight i4/g128  input u8/t or u8/token
     fp8             weight e4m3/c0  input e4m3/token, at run time
     fp8-static      weight e4m3/c0  input e4m3/t                   needs calibration
+    w{8,4,2}a16     weight u{8,4,2}/g128: one that can be read at 8, 4 or 2 bits, as set_bits says (nested.py)
     wNaM            2 <= N, M <= 8, by the same rules: for training and simulation
 
 1. Weights of 5 bits and more have a scale per output channel, of 4 and fewer per group of 128; `-g32` sets
@@ -25,13 +26,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from qpass.errors import QpassError, nearest
+from qpass.nested_words import spelled
 from qpass.qtype import QType
 from qpass.range_choice import parse_method
 from qpass.scheme_words import (
@@ -39,12 +40,15 @@ from qpass.scheme_words import (
     DATA_FREE,
     DEFAULT_GROUP,
     EXPECTED,
+    NAME,
     NAMES,
     NARROW,
     OPTIONS,
+    WORD,
+    bits_of,
     check_solver,
     check_suffixes,
-    check_widths,
+    parse_smooth,
 )
 
 
@@ -78,23 +82,22 @@ class Scheme:
             return text
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise QpassError(f"scheme must be text such as {EXPECTED}, not {type(text).__name__}.")
-        words = [word for word in re.split(r"[,\s]+", text) if word]
-        if not words:
+        name, *options = WORD.findall(text) or [""]
+        if not name:
             raise QpassError(f"scheme is empty; expected {EXPECTED}.")
-        scheme = _parse_name(words[0])
-        for word in words[1:]:
+        scheme = _parse_name(name)
+        for word in options:
             scheme = _with_option(scheme, word, text)
-        float_weight = scheme.weight is not None and scheme.weight.is_float
-        check_solver(text, scheme.solver, scheme.smooth, float_weight, scheme.activation is None)
+        check_solver(text, scheme.solver, scheme.smooth, scheme.weight, scheme.activation is None)
         return scheme
 
     def __str__(self) -> str:
         """The text that parses back to this scheme: its name, then the options that are not the default."""
         smooth = "none" if self.smooth is None else self.smooth
-        options = (("range", self.range_method), ("smooth", smooth), ("solver", self.solver))
-        options = (*options, ("equalize", self.equalize), ("bias", self.bias), ("sequential", self.sequential))
-        options, defaults = (*options, ("split", self.split)), ("auto", "auto", "auto", "auto", "mean", "auto", "auto")
-        given = (f"{key}={value}" for (key, value), default in zip(options, defaults, strict=True) if value != default)
+        values = (self.range_method, smooth, self.solver, self.equalize, self.bias, self.sequential, self.split)
+        given = (
+            f"{key}={v}" for key, v in zip(OPTIONS, values, strict=True) if v != ("mean" if key == "bias" else "auto")
+        )
         return ",".join((self.name, *given))
 
     def range_for(self, operation: str) -> str:
@@ -110,7 +113,12 @@ class Scheme:
         if self.sequential != "auto":
             return self.sequential == "yes"
         rounds = self.weight is not None and not self.weight.is_float and self.solver not in (*DATA_FREE, "smoothquant")
-        return rounds and self.weight.bits <= NARROW
+        return rounds and self.weight.bits <= NARROW and not self.weight.widths
+
+    @property
+    def nested(self) -> bool:
+        """Whether weights are kept in several widths."""
+        return self.weight is not None and bool(self.weight.widths)
 
     @property
     def solver_needs_data(self) -> bool:
@@ -138,24 +146,25 @@ def _parse_name(word: str) -> Scheme:
         dynamic = lower == "fp8"
         act = QType.parse("e4m3/token" if dynamic else "e4m3/t")
         return Scheme(lower, QType.parse("e4m3/c0"), act, dynamic)
-    match = re.fullmatch(r"w(\d+)a(\d+)((?:-(?:dynamic|c|g[1-9]\d*))*)", lower)
+    match = NAME.fullmatch(lower)
     if not match:
         raise QpassError(f"scheme {word!r} is not known; expected {EXPECTED}.{nearest(lower, NAMES)}")
-    bits, act_bits, suffixes = int(match[1]), int(match[2]), match[3].split("-")[1:]
-    check_widths(word, bits, act_bits)
+    act_bits, suffixes = int(match[3]), match[4].split("-")[1:]
+    bits, widths = bits_of(word, match[1], match[2], act_bits)
     check_suffixes(word, act_bits, suffixes)
-    return _integer_scheme(bits, act_bits, suffixes)
+    return _integer_scheme(bits, widths, act_bits, suffixes)
 
 
-def _integer_scheme(bits: int, act_bits: int, suffixes: list[str]) -> Scheme:
-    default = "c" if bits > 4 else f"g{DEFAULT_GROUP}"
+def _integer_scheme(bits: int, widths: tuple[int, ...], act_bits: int, suffixes: list[str]) -> Scheme:
+    default = "c" if bits > 4 and not widths else f"g{DEFAULT_GROUP}"
     layout = next((s for s in suffixes if s != "dynamic"), default)
     dynamic = "dynamic" in suffixes
-    asymmetric = bits == 2 or (layout != "c" and act_bits == 16)
-    weight = QType.parse(f"{'u' if asymmetric else 'i'}{bits}/{'c0' if layout == 'c' else layout}")
+    asymmetric = bits == 2 or (layout != "c" and act_bits == 16) or bool(widths)
+    number = spelled(widths) if widths else str(bits)
+    weight = QType.parse(f"{'u' if asymmetric else 'i'}{number}/{'c0' if layout == 'c' else layout}")
     act = None if act_bits == 16 else QType.parse(f"u{act_bits}/{'token' if dynamic else 't'}")
     suffix = ("" if layout == default else f"-{layout}") + ("-dynamic" if dynamic else "")
-    return Scheme(f"w{bits}a{act_bits}{suffix}", weight, act, dynamic)
+    return Scheme(f"w{number}a{act_bits}{suffix}", weight, act, dynamic)
 
 
 def _with_option(scheme: Scheme, word: str, text: str) -> Scheme:
@@ -169,26 +178,12 @@ def _with_option(scheme: Scheme, word: str, text: str) -> Scheme:
             parse_method(value)
         return replace(scheme, range_method=value)
     if key == "smooth":
-        return replace(scheme, smooth=_parse_smooth(value, text))
+        return replace(scheme, smooth=parse_smooth(value, text))
     if value not in CHOICES[key]:
         raise QpassError(
             f"scheme {text!r}: {key} {value!r} is not one of {', '.join(CHOICES[key])}.{nearest(value, CHOICES[key])}"
         )
     return replace(scheme, **{key: value})
-
-
-def _parse_smooth(value: str, text: str) -> float | Literal["auto"] | None:
-    if value == "auto":
-        return "auto"
-    if value == "none":
-        return None
-    try:
-        strength = float(value)
-    except ValueError:
-        strength = -1.0
-    if not 0.0 <= strength <= 1.0:
-        raise QpassError(f"scheme {text!r}: smooth={value} must be a number from 0 to 1, auto or none.")
-    return strength
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpass import affine
+from qpass import affine, nested
 from qpass.plan import Decision
 from qpass.qtype import QParams
 from qpass.solvers.split import layout
@@ -21,8 +21,7 @@ from qpass.solvers.split import layout
 
 def real_weight(d: Decision) -> Tensor:
     """Float32: what the integers of a quantized site stand for, [N, K], or shaped as the convolution or table holds it."""
-    packed = d.packed
-    weight = affine.dequantize(packed.data, packed.scale, packed.zero, packed.type)
+    weight = nested.real_weight(d.packed)
     return weight.t() if d.transposed else weight
 
 

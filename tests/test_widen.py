@@ -6,7 +6,7 @@ from torch import nn
 
 import qpass
 from qpass.backends import native
-from qpass.qtype import carrier
+from qpass.passes.widen import carrier
 from tests.models import relative
 
 SCHEMES = ("w4a4", "w4a4-c", "w8a4-c", "w8a2", "w4a4-dynamic", "w5a6-dynamic", "w2a2", "w4a4-g32")

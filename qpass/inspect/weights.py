@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpass import affine
 from qpass.inspect.figures import Histogram
+from qpass.nested import real_weight
+from qpass.nested_words import HALF
 from qpass.packing import Packed, spread
 from qpass.plan import Decision
 from qpass.ranges import Range
@@ -35,10 +36,7 @@ def weight_figures(d: Decision, float_weight: Tensor | None) -> WeightFigures | 
     packed = d.packed
     if packed is None or not packed.stored.numel():
         return None
-    if float_weight is None:
-        weight = affine.dequantize(packed.data, packed.scale, packed.zero, packed.type)
-    else:
-        weight = _divided(float_weight.detach().float().cpu(), d, packed)
+    weight = real_weight(packed) if float_weight is None else _divided(float_weight.detach().float().cpu(), d, packed)
     axis = (1 if d.transposed else 0) if packed.type.axis is None else packed.type.axis
     rows = weight.movedim(axis, 0).flatten(1)
     at = torch.linspace(0, len(rows) - 1, min(CHANNELS, len(rows)), dtype=torch.float64).long()
@@ -62,6 +60,8 @@ def _divided(weight: Tensor, d: Decision, packed: Packed) -> Tensor:
 def _scale_of_channels(packed: Packed, channels: int) -> Tensor:
     """Float32 [channels]; the largest of a channel's groups."""
     scale = packed.scale.float().cpu()
+    if packed.type.widths:
+        scale = scale[packed.type.widths.index(HALF)]
     if packed.type.granularity == "group":
         return scale.flatten(1).amax(1)
     return scale.flatten().expand(channels)

@@ -42,6 +42,11 @@ class WeightSource:
     in_mul: fx.Node | None
     transposed: bool
 
+    @property
+    def type(self) -> str:
+        """The type of the packed weight, as text."""
+        return "" if self.packed is None else next(arg for arg in self.packed.args if isinstance(arg, str))
+
 
 PACKED_SUFFIX = ".original0"
 
@@ -54,7 +59,7 @@ def weight_source(node: object) -> WeightSource | None:
             transposed, node = not transposed, node.args[0]
         elif node.target is aten.mul.Tensor and is_parameter(node.args[1]):
             in_mul, node = node.args[1], node.args[0]
-        elif node.target is qpass.dequantize.default:
+        elif node.target in (qpass.dequantize.default, qpass.nested.default):
             packed, node = node, node.args[0]
         elif node.target is qpass.whole.default:
             node = node.args[0]

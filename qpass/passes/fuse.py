@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 
 from qpass.passes.fuse_conv import CONV, CONV_EPILOGUE
+from qpass.passes.fuse_nested import NESTED
 from qpass.rewrite import apply, rule
 
 aten = torch.ops.aten
@@ -197,7 +198,7 @@ def _(data, wt, i, padding, scaled, sparse):
     return Q.whole.default(aten.embedding.default(data, i, padding, scaled, sparse), wt)
 
 
-LINEAR = (integer_linear, weight_only_linear, packed_lookup, grouped_lookup, offset_lookup)
+LINEAR = (integer_linear, weight_only_linear, *NESTED, packed_lookup, grouped_lookup, offset_lookup)
 EPILOGUE = (
     halved_lookup,
     requantize,

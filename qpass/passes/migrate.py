@@ -52,7 +52,7 @@ def migrate(gm: fx.GraphModule, context) -> int:
 def _lookup(gm: fx.GraphModule, node: fx.Node) -> int:
     """4: the factor is applied to the rows that are read, so that the table itself stays in integers."""
     source = weight_source(node.args[0])
-    if source is None or source.packed is None or source.in_mul is None or source.packed.args[3].endswith("/c1"):
+    if source is None or source.packed is None or source.in_mul is None or source.type.endswith("/c1"):
         return 0
     if node.args[0].target is not aten.mul.Tensor:
         return 0
@@ -67,7 +67,7 @@ def _lookup(gm: fx.GraphModule, node: fx.Node) -> int:
 
 def _along_outputs(source: WeightSource) -> bool:
     """Whether the scales of a packed weight belong to outputs; one that is also read the other way has them of inputs."""
-    return source.packed.args[3].endswith("/c1") == source.transposed
+    return source.type.endswith("/c1") == source.transposed
 
 
 def _base(node: fx.Node) -> fx.Node:
@@ -79,9 +79,12 @@ def _base(node: fx.Node) -> fx.Node:
 
 def _plain_weight(gm, source, before: fx.Node) -> fx.Node:
     """dequantize(w, s, z, "i8/c0") of the integers as [N, K], whatever stood between."""
-    data, scale, zero, qtype, dtype = source.packed.args
     if not source.transposed:
         return source.packed
+    if source.packed.target is qpass.nested.default:
+        args = (value.replace("/c1", "/c0") if isinstance(value, str) else value for value in source.packed.args)
+        return add_call(gm, qpass.nested.default, tuple(args), before)
+    data, scale, zero, qtype, dtype = source.packed.args
     turned = add_call(gm, aten.t.default, (data,), before)
     return add_call(gm, qpass.dequantize.default, (turned, scale, zero, qtype.replace("/c1", "/c0"), dtype), before)
 

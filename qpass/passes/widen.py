@@ -14,7 +14,6 @@ import torch
 from torch import fx
 
 from qpass.graphs import add_call
-from qpass.qtype import carrier
 
 Q = torch.ops.qpass
 
@@ -49,3 +48,12 @@ def widen(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     wide.meta |= {key: value for key, value in node.meta.items() if key != "val"}
     wide.meta["codes"] = node.args[places.read[0]]  # the type whose codes the bytes hold
     return wide, add_call(gm, Q.quantize.default, (wide, *end), node) if narrow else wide
+
+
+def carrier(text: str) -> str:
+    """The type of bytes that holds the codes of an unsigned one of fewer bits; of any other, itself.
+    >>> carrier("u4/token"), carrier("i4/t"), carrier("")
+    ('u8/token', 'i4/t', '')
+    """
+    number, _, rest = text.partition("/")
+    return f"u8/{rest}" if number in ("u2", "u3", "u4", "u5", "u6", "u7") else text
