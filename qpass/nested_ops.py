@@ -71,7 +71,7 @@ def nested_linear(
     return (y if bias is None else y + bias.to(y.dtype)).to(dtype)
 
 
-def _nested_linear_fake(x, planes, scale, zero, bits, type, bias, dtype):
+def nested_linear_fake(x, planes, scale, zero, bits, type, bias, dtype):
     return x.new_empty((*x.shape[:-1], planes.shape[1]), dtype=dtype)
 
 
@@ -85,7 +85,7 @@ OPS = (
         "nested_linear(Tensor x, Tensor planes, Tensor scale, Tensor zero, Tensor bits, str type, Tensor? bias, "
         "ScalarType dtype) -> Tensor",
         nested_linear,
-        _nested_linear_fake,
+        nested_linear_fake,
     ),
 )
 

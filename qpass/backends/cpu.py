@@ -4,6 +4,7 @@
     qpass.linear             qpass.packed_linear    onednn.qlinear_pointwise
       with a float input     qpass.stored_linear      a generated dequantize and a float product
       weights in groups      qpass.stored_linear      the reference
+      nested weights         qpass.stored_nested      the reference
     qpass.conv               qpass.packed_conv      onednn.qconv_pointwise
     quantize of an image     qpass.image_codes      a generated kernel
     attention in bfloat16    qpass.attention        two bmm and a generated softmax
@@ -31,7 +32,7 @@ from qpass.backends.emit import emit
 from qpass.backends.in_range import check_lookups
 from qpass.backends.inductor import compile_region
 from qpass.backends.laid_out import laid_out_calls
-from qpass.backends.native import conv_lower, image, stored
+from qpass.backends.native import conv_lower, image, nested, stored
 from qpass.backends.native import lower as native_lower
 from qpass.backends.native.absorb import absorb as absorb_quantizes
 from qpass.backends.native.calls import native_calls
@@ -165,7 +166,7 @@ def finish(gm: fx.GraphModule) -> Callable[..., Any]:
     calls = {}
     if native.unavailable() is None:
         join_chains(gm)
-        calls = native_calls(gm, (*CONV_CALLS, *image.CALLS, *stored.CALLS))
+        calls = native_calls(gm, (*CONV_CALLS, *image.CALLS, *stored.CALLS, *nested.CALLS))
     calls |= {node: (KERNELS[key], node.args) for node, key in zip(nodes, wanted, strict=True)}
     return emit(gm, calls | laid_out_calls(gm, calls))
 
@@ -194,6 +195,7 @@ def unavailable() -> str | None:
 
 LOWERINGS = (
     (Q.linear.default, why_not_linear, lower_linear),
+    (Q.nested_linear.default, nested.why_not, nested.lower),
     (Q.conv.default, why_not_conv, lower_conv),
     (Q.max_pool.default, conv_lower.why_not_max_pool, conv_lower.lower_max_pool),
     (aten.scaled_dot_product_attention.default, why_not_attention, lower_attention),
