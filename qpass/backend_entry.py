@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from qpass.backends import backend_named
 from qpass.backends.cuda_graphs import check_mode
 from qpass.capture import capture, held
-from qpass.checks import check_calibration, check_plan_alone, check_plan_fits
+from qpass.checks import check_calibration, check_one_width, check_plan_alone, check_plan_fits
 from qpass.decide import decide
 from qpass.errors import QpassError, nearest
 from qpass.observations import Observations
@@ -59,6 +59,9 @@ def qpass_backend(
     else:
         check_plan_alone(plan, given.get("scheme"), given.get("recipe"))
         check_plan_fits(plan, weights, None)
+    check_one_width(
+        plan, "This spelling has no model to keep it in, so nobody could choose its bits; use qpass.compile"
+    )
     chosen = backend_named(given.get("backend", "auto"), device)
     runtime = Runtime(plan, chosen, tensors=names, mode=check_mode(given.get("mode", mode)))
     return runtime(gm, inputs)

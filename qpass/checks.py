@@ -203,3 +203,10 @@ def warm_up(model: nn.Module, batch: Batch) -> Any:
     """Calls a compiled model once, so that the first call of the user is fast."""
     args, kwargs = call_arguments(batch, "example_inputs")
     return model(*args, **kwargs)
+
+
+def check_one_width(plan: Plan, why: str) -> None:
+    """No weight that is read at several widths; why: what cannot be done with one."""
+    for d in plan.nested:
+        assert d.weight_type is not None
+        raise QpassError(f"{d.site}: its weight is {d.weight_type}. {why}; use one width, such as w4a16.")

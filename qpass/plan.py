@@ -166,6 +166,11 @@ class Plan:
         """Parameter path -> its integers, for every site that is quantized."""
         return {d.weight: d.packed for d in self.quantized if d.packed is not None}
 
+    @property
+    def nested(self) -> tuple[Decision, ...]:
+        """The decisions whose weights can be read at several widths."""
+        return tuple(d for d in self.quantized if d.weight_type is not None and d.weight_type.widths)
+
     def coverage(self) -> tuple[float, float]:
         """Share of the model's parameters, and of its multiply-adds with weights, that are quantized."""
         weights = {d.weight: math.prod(d.shape) for d in self.quantized}

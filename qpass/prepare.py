@@ -10,7 +10,7 @@ from torch import nn
 
 from qpass.api import RecipeLike, analyze
 from qpass.calibrate import Batch, buffers_kept, evaluating
-from qpass.checks import check_module
+from qpass.checks import check_module, check_one_width
 from qpass.errors import QpassError, nearest
 from qpass.memory import give_back
 from qpass.passes.other_sites import LOOKUP
@@ -62,6 +62,7 @@ def prepare_qat(
     example = calibration[0] if example_inputs is None and isinstance(calibration, Sequence) else example_inputs
     with evaluating(model):
         plan = analyze(model, parsed, example_inputs, calibration, rules)
+        check_one_width(plan, "Training is for one width")
         with buffers_kept(model):
             plan = trainable(model, plan, example)
     _check_plan(model, plan, rules)

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from qpass.backends import Backend
-from qpass.backends.cuda_graphs import replayed, static_inputs
+from qpass.backends.cuda_graphs import MODES, replayed, static_inputs
 from qpass.capture import capture, front_end, held, tensor_names
+from qpass.checks import check_one_width
 from qpass.install import uninstall
 from qpass.passes import ORDER
 from qpass.pipeline import Context, Settings, run_pipeline
@@ -169,6 +170,8 @@ _RUNTIMES: weakref.WeakKeyDictionary[nn.Module, Runtime] = weakref.WeakKeyDictio
 
 def attach(model: nn.Module, plan: Plan, backend: Backend, mode: str = "default") -> Runtime:
     """Makes a model with packed weights run compiled from now on; its class and methods stay as they are."""
+    if mode != MODES[0]:
+        check_one_width(plan, f"mode={mode!r} replays what it recorded, at the bits of then; leave the mode out")
     watch = Watch.of(model)
     runtime = Runtime(plan, backend, weakref.ref(model), mode=mode, watch=weakref.ref(watch))
     model._compiled_call_impl = inference(model, runtime, watch)

@@ -9,6 +9,7 @@ from torch import nn
 
 import qpass
 from qpass.errors import QpassError
+from qpass.interchange.compressed import _why_not as why_not_compressed
 from qpass.runtime import runtime_of
 from tests.models import FeedForward, relative
 
@@ -200,3 +201,37 @@ def test_models_without_nested_weights(model, x):
         qpass.set_bits(single, 4)
     with pytest.raises(QpassError, match="is a str"):
         qpass.set_bits("model", 4)
+
+
+def test_a_program_is_read_at_the_bits_of_its_export(model, q, x, tmp_path):
+    for bits in (4, 8):
+        qpass.set_bits(q, bits)
+        qpass.export(q, x, tmp_path / f"{bits}.pt2")
+        program = torch.export.load(tmp_path / f"{bits}.pt2").module()
+        qpass.set_bits(q, 2)
+        with torch.no_grad():
+            found = program(x)
+        qpass.set_bits(q, bits)
+        torch.testing.assert_close(found, q(x), rtol=1e-4, atol=1e-4)
+
+
+def test_what_has_one_width_refuses(model, q, x, tmp_path):
+    site = r"0.up:linear.0: its weight is u\{8,4,2\}/g32"
+    with pytest.raises(QpassError, match=f"{site}.*ONNX"):
+        qpass.export(q, x, tmp_path / "m.onnx")
+    decision = runtime_of(q).plan["0.up:linear.0"]
+    assert "the format has one width" in why_not_compressed(decision, q[0].up, [], None)
+    with pytest.raises(QpassError, match=f"{site}.*Training"):
+        qpass.prepare_qat(model, SCHEME, x)
+    with pytest.raises(QpassError, match=f"{site}.*use qpass.compile"):
+        torch.compile(copy.deepcopy(model), backend="qpass", options={"scheme": SCHEME})(x)
+    with pytest.raises(QpassError, match=f"{site}.*reduce-overhead"):
+        qpass.compile(model, SCHEME, x, mode="reduce-overhead")
+
+
+def test_the_report_says_what_is_read(q, x):
+    qpass.set_bits(q, 2, "1.*")
+    report = qpass.inspect(q)
+    assert "read now: 2 weights at 8 bits, 2 weights at 2 bits (of 8, 4, 2)" in str(report)
+    text = report.explain("1.up")
+    assert "u{8,4,2}/g32" in text

@@ -40,6 +40,10 @@ def test_replacement_computes_the_pattern(each):
         given["wz"] = torch.randint(-7, 8, (8, 4), dtype=torch.int32)
     if each.name == "offset_lookup":
         given["wz"] = torch.randint(-7, 8, (8,), dtype=torch.int32)
+    if each.name == "nested_linear":
+        given |= {"x": torch.randn(5, 16), "wt": "u{8,4,2}/c0", "bits": torch.tensor(8), "b": torch.randn(8)}
+        given |= {"planes": torch.randint(0, 256, (5, 8, 4), dtype=torch.uint8), "scale": torch.rand(3, 8) / 10}
+        given["zero"] = torch.randint(0, 4, (3, 8), dtype=torch.uint8)
     wanted, found = each.pattern(**given), each.replacement(**given)
     assert wanted.dtype == found.dtype
     close = torch.float32 if wanted.dtype == torch.uint8 else wanted.dtype

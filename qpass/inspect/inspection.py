@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
+from qpass.bits import bits_of
 from qpass.calibrate import Batch
 from qpass.errors import QpassError
 from qpass.inspect.cost import Times, measure_times
@@ -44,7 +45,9 @@ def inspected(
             "metric, alone and times need the float model and batches: qpass.inspect(q, model, batches, ...)."
         )
     kind = type(reference or model).__name__
-    return Report(runtime.plan, tuple(runtime.records), runtime.backend.name, measured, kind, timed, weights)
+    return Report(
+        runtime.plan, tuple(runtime.records), runtime.backend.name, measured, kind, timed, weights, bits_of(model)
+    )
 
 
 def _first(batches: Iterable[Batch]) -> tuple[Batch, Iterable[Batch]]:

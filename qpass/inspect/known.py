@@ -19,6 +19,7 @@ class Known:
     """plan: what was decided. records: the graphs captured so far, each with the text that every pass left.
 
     measured: against the float model, where there was one. model: its class. weights: its parameters, by path.
+    bits: path of a nested weight -> those that are read of it now.
     """
 
     plan: Plan
@@ -28,6 +29,7 @@ class Known:
     model: str = ""
     times: Times = field(default_factory=Times)
     weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    bits: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def errors(self) -> Mapping[str, SiteError]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from typing import Any
 
 from qpass.errors import QpassError, nearest
@@ -25,7 +26,7 @@ class Report(Known):
 
     def __str__(self) -> str:
         """Coverage, reasons, and one line a graph."""
-        lines = [self.plan.summary()]
+        lines = [self.plan.summary(), *_widths(self)]
         for d in self.plan:
             if d.quantized and d.note:
                 lines.append(f"  note: {d.site}: {d.note}")
@@ -117,3 +118,12 @@ class Report(Known):
         if not -len(self.records) <= index < len(self.records):
             raise QpassError(f"there is no graph {index}; {len(self.records)} were captured.")
         return self.records[index]
+
+
+def _widths(report: Known) -> list[str]:
+    """What is read of nested weights now, a line where there are any."""
+    counts = sorted(Counter(report.bits.values()).items(), reverse=True)
+    of = sorted({d.weight_type.widths for d in report.plan.nested if d.weight_type is not None}, reverse=True)
+    read = ", ".join(f"{count} weights at {bits} bits" for bits, count in counts)
+    held = " or ".join(", ".join(map(str, widths)) for widths in of)
+    return [f"  read now: {read} (of {held})"] if counts else []

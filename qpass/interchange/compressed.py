@@ -87,6 +87,8 @@ def _why_not(d: Decision, module: nn.Module, holders: list[str], before: Decisio
     if len(holders) > 1:
         return f"its weight is shared by {' and '.join(holders)}"
     assert d.weight_type is not None
+    if d.weight_type.widths:
+        return f"the format has one width for a weight, and this one is {d.weight_type}: compile it with one, such as w4a16"
     if d.weight_type.is_float or (d.input_type is not None and d.input_type.is_float):
         return f"8-bit floats ({d.weight_type}) are not written in this format yet"
     if d.weight_type.granularity not in ("channel", "group"):

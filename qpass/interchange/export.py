@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from qpass.calibrate import Batch
+from qpass.checks import check_one_width
 from qpass.errors import QpassError, nearest
 from qpass.interchange.program import compiled_by_qpass, qdq_program
 from qpass.interchange.pt2 import write_pt2
@@ -26,6 +27,8 @@ def export(model: nn.Module, example_inputs: Batch, path: str | os.PathLike[str]
     example_inputs: as in `compile`; the file takes inputs like them. dynamic_shapes: the sizes that may vary, as torch.export
     takes them, such as `{"x": {0: torch.export.Dim("batch")}}`; without it, every size is that of the example.
 
+    Nested weights are written whole, and are read at the bits that the model is set to now.
+
     A transformers output class comes back as a dictionary. Raises QpassError for a model that qpass did not compile or that
     was changed since, inputs that do not fit, a call that torch.export cannot capture, what ONNX cannot express (the site is
     named), and a file that cannot be written.
@@ -36,6 +39,7 @@ def export(model: nn.Module, example_inputs: Batch, path: str | os.PathLike[str]
         from qpass.interchange.onnx_qdq import check_installed, export_onnx  # only who writes ONNX waits for it
 
         check_installed()
+        check_one_width(runtime.plan, "ONNX has no weights that are read at several widths")
         export_onnx(model, example_inputs, target, dynamic_shapes, runtime.plan)
     else:
         write_pt2(qdq_program(model, example_inputs, dynamic_shapes, runtime.plan), target)
