@@ -182,3 +182,18 @@ def test_what_cannot_be_nested_says_so():
     assert "linears alone" in why["0:conv1d.0"]
     assert "18 inputs are no multiple of 4" in why["2:linear.0"]
     assert not why["3:linear.0"]
+
+
+@pytest.mark.parametrize("scheme", ["w{8,4,2}a16-g32", "w{8,4}a16-c"])
+@pytest.mark.parametrize("backend", ["triton", "cpu"])
+def test_backends_give_what_the_reference_does(scheme, backend):
+    torch.manual_seed(6)
+    model = nn.Sequential(nn.Linear(96, 80), nn.Linear(80, 64, bias=False)).eval().to(torch.bfloat16)
+    x, many = torch.randn(2, 96).to(torch.bfloat16), torch.randn(3, 20, 96).to(torch.bfloat16)
+    q, wanted = (qpass.compile(model, scheme, x, backend=name) for name in (backend, "reference"))
+    if backend == "triton":
+        assert "qpass.kernel_nested" in qpass.inspect(q).graph("lower")
+    for bits in Scheme.parse(scheme).weight.widths:
+        for given in (x, many):
+            with qpass.at_bits(q, bits), qpass.at_bits(wanted, bits):
+                assert relative(q(given), wanted(given)) < 0.01

@@ -2,6 +2,7 @@
 
     what                                   becomes
     qpass.linear                           w8a8_linear, w4a8_linear, w8a16_linear, w4a16_linear     linear.py
+    qpass.nested_linear                    w4a16_linear, once or twice                                  nested.py
     quantize of rows, with what makes them quantize_rows, norm_quantize, act_quantize               quantize.py
     qpass.conv, qpass.max_pool             conv2d, depthwise2d, max_pool2d on channels-last images conv.py
     pointwise, reductions                  one generated kernel a region
@@ -22,7 +23,7 @@ from qpass.backends.emit import emit
 from qpass.backends.inductor import compile_region
 from qpass.backends.laid_out import laid_out_calls
 from qpass.backends.regions import extract, find_regions, replace_regions, signature
-from qpass.backends.triton import conv, linear, quantize
+from qpass.backends.triton import conv, linear, nested, quantize
 from qpass.backends.triton.codes import cancel
 from qpass.backends.triton.package import kernels, unavailable
 
@@ -30,6 +31,7 @@ Q = torch.ops.qpass
 
 LOWERINGS = (
     (Q.linear.default, linear.why_not, linear.lower),
+    (Q.nested_linear.default, nested.why_not, nested.lower),
     (Q.conv.default, conv.why_not, conv.lower),
     (Q.max_pool.default, conv.why_not_max_pool, conv.lower_max_pool),
 )
