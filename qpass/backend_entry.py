@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qpass.backends import backend_named
+from qpass.backends import Backend, backend_named
 from qpass.backends.cuda_graphs import check_mode
 from qpass.capture import capture, held
 from qpass.checks import check_calibration, check_one_width, check_plan_alone, check_plan_fits
@@ -31,6 +31,7 @@ from qpass.runtime import Runtime
 from qpass.schemes import Recipe, Scheme
 from qpass.sites import ITEM, ROOT, SiteNames
 
+KEPT_NOWHERE = "this spelling has no model to keep its weights in, so nobody could choose their bits; use qpass.compile"
 OPTIONS = ("scheme", "recipe", "plan", "backend", "mode")
 
 
@@ -53,16 +54,14 @@ def qpass_backend(
     names = {id(v): _path(n) for n, v in zip(placeholders, inputs, strict=True) if _is_weight(n, v)}
     names |= {id(value): _held_path(gm, name) for name, value in held(gm).items()}
     weights = {names[id(v)]: v for v in (*inputs, *held(gm).values()) if id(v) in names}
+    chosen = backend_named(given.get("backend", "auto"), device)
     plan = given.get("plan")
     if plan is None:
-        plan = _plan(gm, inputs, names, weights, given)
+        plan = _plan(gm, inputs, names, weights, given, chosen)
     else:
         check_plan_alone(plan, given.get("scheme"), given.get("recipe"))
         check_plan_fits(plan, weights, None)
-    check_one_width(
-        plan, "This spelling has no model to keep it in, so nobody could choose its bits; use qpass.compile"
-    )
-    chosen = backend_named(given.get("backend", "auto"), device)
+    check_one_width(plan, KEPT_NOWHERE)
     runtime = Runtime(plan, chosen, tensors=names, mode=check_mode(given.get("mode", mode)))
     return runtime(gm, inputs)
 
@@ -87,12 +86,18 @@ def _clean(source: str) -> str:
     return ITEM.sub(lambda m: "." + (m.group(1) or m.group(2)), ROOT.sub("", source)).strip(".")
 
 
-def _plan(gm, inputs, names: Mapping[int, str], weights: Mapping[str, Tensor], given: Mapping[str, Any]) -> Plan:
+def _plan(
+    gm, inputs, names: Mapping[int, str], weights: Mapping[str, Tensor], given: Mapping[str, Any], backend: Backend
+) -> Plan:
     if "scheme" not in given and "recipe" not in given and _is_quantized(gm):
-        return Plan(Scheme.parse("w8a8-dynamic"))
-    scheme = Scheme.parse(given.get("scheme", "w8a8-dynamic"))
+        return Plan(Scheme.parse(backend.scheme(static=False)))
+    scheme = Scheme.parse(given.get("scheme", backend.scheme(static=False)))
     recipe = Recipe.parse(given.get("recipe"), scheme)
-    check_calibration([scheme, *(s for _, s in recipe.rules if s is not None)], None)
+    schemes = [scheme, *(s for _, s in recipe.rules if s is not None)]
+    check_calibration(schemes, None)
+    nested = next((s for s in schemes if s.nested), None)
+    if nested is not None:
+        raise QpassError(f"scheme {nested}: {KEPT_NOWHERE}.")
     nodes, infos = describe_sites(capture(gm, inputs, names), SiteNames())
     heads = makes_logits(nodes)
     sites = {i.name: dataclasses.replace(i, head=i.name in heads) for i in infos}

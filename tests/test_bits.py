@@ -145,7 +145,8 @@ def test_a_plan_is_saved_with_its_nested_weights(model, x, tmp_path):
     assert str(again) == str(plan)
     a, b = (qpass.compile(model, plan=p, backend="reference") for p in (plan, again))
     for bits in (8, 4, 2):
-        qpass.set_bits(a, bits), qpass.set_bits(b, bits)
+        qpass.set_bits(a, bits)
+        qpass.set_bits(b, bits)
         assert torch.equal(a(x), b(x))
 
 
@@ -223,7 +224,7 @@ def test_what_has_one_width_refuses(model, q, x, tmp_path):
     assert "the format has one width" in why_not_compressed(decision, q[0].up, [], None)
     with pytest.raises(QpassError, match=f"{site}.*Training"):
         qpass.prepare_qat(model, SCHEME, x)
-    with pytest.raises(QpassError, match=f"{site}.*use qpass.compile"):
+    with pytest.raises(QpassError, match="use qpass.compile"):
         torch.compile(copy.deepcopy(model), backend="qpass", options={"scheme": SCHEME})(x)
     with pytest.raises(QpassError, match=f"{site}.*reduce-overhead"):
         qpass.compile(model, SCHEME, x, mode="reduce-overhead")
