@@ -15,13 +15,14 @@ from qpass.inspect import inspect  # here, not below: its package has the same n
 
 if TYPE_CHECKING:
     from qpass import qat
-    from qpass.api import analyze, compile
+    from qpass.api import compile
     from qpass.backend_entry import qpass_backend
     from qpass.interchange.compressed import save_pretrained
     from qpass.interchange.export import export
     from qpass.legacy import quantize_dynamic
     from qpass.persist import load, save
     from qpass.plan import Decision, Plan
+    from qpass.planning import analyze
     from qpass.prepare import prepare_qat
     from qpass.schemes import Recipe, Scheme
 
@@ -31,7 +32,7 @@ WHERE = {
     "Plan": "qpass.plan",
     "Recipe": "qpass.schemes",
     "Scheme": "qpass.schemes",
-    "analyze": "qpass.api",
+    "analyze": "qpass.planning",
     "compile": "qpass.api",
     "export": "qpass.interchange.export",
     "load": "qpass.persist",

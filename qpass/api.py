@@ -1,10 +1,10 @@
-"""The calls a user makes: compile, analyze. Each checks its input first and leaves the caller's model untouched."""
+"""The call a user makes: compile. It checks its input first and leaves the caller's model untouched."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -12,26 +12,19 @@ from torch import nn
 from qpass import checks, profit
 from qpass.backends import Backend, backend_named
 from qpass.backends.cuda_graphs import check_mode
-from qpass.calibrate import Batch, Session, buffers_kept, call_arguments, gather, observe
-from qpass.decide import decide
+from qpass.calibrate import Batch, buffers_kept, call_arguments
 from qpass.in_place import told_if_in_part
 from qpass.install import copy_for_packing, install, packed_weights, uninstall
 from qpass.interrupts import heard
 from qpass.memory import give_back
-from qpass.module_sites import module_sites
-from qpass.observations import Observations
 from qpass.pipeline import Settings
-from qpass.plan import Decision, Plan
-from qpass.processes import collected, listed, spread
-from qpass.resume import NOTHING_TO_RESUME, begin
+from qpass.plan import Plan
+from qpass.planning import RecipeLike, analyze, asked_for, of_modules
 from qpass.runtime import all_or_nothing, attach, run_float
 from qpass.schemes import Recipe, Scheme
-from qpass.sequential import ONE_PASS, solve_in_order
 from qpass.trained import training_of
 
 LOG = logging.getLogger("qpass")
-STATIC, DYNAMIC = "w8a8", "w8a8-dynamic"
-RecipeLike = Mapping[str, "str | Scheme | None"] | Recipe | None
 
 
 def compile(
@@ -70,13 +63,15 @@ def compile(
         model, plan = lowered(model, inplace)
         inplace = True
     chosen, mode = backend_named(backend, checks.device_of(model)), check_mode(mode)
-    free = scheme is None and plan is None  # nothing was asked for, so float is an answer too
+    free = (
+        scheme is None and plan is None and not isinstance(recipe, Recipe)
+    )  # nothing is asked for: float is an answer too
     judged = free and guard is not False and example_inputs is not None
     if plan is not None:
         _check_plan(model, plan, example_inputs, scheme, calibration, recipe, checkpoint)
     elif inplace and scheme is not None and not guard and example_inputs is None and calibration is None:
         with told_if_in_part(model), heard():
-            plan = _of_modules(model, _rules(scheme, calibration, recipe, checkpoint)[0], in_place=True)
+            plan = of_modules(model, asked_for(scheme, calibration, recipe, checkpoint)[0], in_place=True)
     else:
         plan = analyze(model, scheme, example_inputs, calibration, recipe, checkpoint)
         profit.guard(plan, chosen, decide=free if guard is None else guard)
@@ -148,82 +143,3 @@ def eager_call(model: nn.Module, *args: object, **kwargs: object) -> object:
     """A call without gradients."""
     with torch.no_grad():
         return model(*args, **kwargs)
-
-
-@heard()
-def analyze(
-    model: nn.Module,
-    scheme: str | Scheme | None = None,
-    example_inputs: Batch | None = None,
-    calibration: Iterable[Batch] | None = None,
-    recipe: RecipeLike = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-) -> Plan:
-    """What `compile` would do, as a Plan to print, edit, save and compile with. The model is not changed.
-
-    checkpoint: a directory that takes the decisions of each group of sites as soon as it is solved, where linears are rounded
-    in order of execution; the same call goes on from the last of them if it was interrupted. One pass over the batches
-    writes nothing there, and the plan says so. With torch.distributed, all processes call it, each with batches of its own.
-
-    A model in training (`prepare_qat`) has a plan already: it comes back with the codes and steps of now.
-    """
-    checks.check_model(model)
-    if training_of(model) is not None:
-        from qpass.qat.training import trained_plan
-
-        checks.check_trained_alone(scheme, calibration, recipe, checkpoint, None)
-        return trained_plan(model)
-    rules, schemes = _rules(scheme, calibration, recipe, checkpoint)
-    if example_inputs is None and calibration is None:
-        return _of_modules(model, rules)
-    kept = None if calibration is None else begin(model, rules, checkpoint)
-    session = Session(model)
-    session.observations.moments = calibration is not None
-    with buffers_kept(model):
-        if example_inputs is not None:
-            checks.check_inputs(model, example_inputs, "example_inputs")
-            session.watching = False
-            session.run(example_inputs, "example_inputs")
-            session.watching = True
-        if calibration is None:
-            checks.check_sites(model, session.sites)
-            return decide(model, session.sites, rules, session.observations)
-        decided: dict[str, Decision] | str = ""
-        batches = checks.checked(model, calibration)
-        if any(s.in_order for s in schemes):
-            batches = listed(batches)
-            decided = solve_in_order(model, session, batches, rules, kept)
-        if isinstance(decided, str):
-            checks.check_counts(collected(lambda: observe(session, batches)))
-            checks.check_same_sites(session.sites)
-            session.observations = gather(session.observations)
-    checks.check_sites(model, session.sites)
-    if not isinstance(decided, str):
-        return decide(model, session.sites, rules, session.observations, decided)
-    plan = decide(model, session.sites, rules, session.observations, each=spread)
-    plan.notes += [ONE_PASS.format(decided)] if decided else []
-    plan.notes += [NOTHING_TO_RESUME.format(kept.directory)] if kept else []
-    return plan
-
-
-def _rules(
-    scheme: str | Scheme | None,
-    calibration: Iterable[Batch] | None,
-    recipe: RecipeLike,
-    checkpoint: str | os.PathLike[str] | None,
-) -> tuple[Recipe, list[Scheme]]:
-    """What is asked for, and the schemes in it, for which the calibration must do."""
-    default = STATIC if calibration is not None else DYNAMIC
-    parsed = Scheme.parse(default if scheme is None else scheme)
-    rules = Recipe.parse(recipe, parsed)
-    schemes = [parsed, *(s for _, s in rules.rules if s is not None)]
-    checks.check_calibration(schemes, calibration)
-    checks.check_checkpoint(checkpoint, calibration)
-    return rules, schemes
-
-
-def _of_modules(model: nn.Module, rules: Recipe, in_place: bool = False) -> Plan:
-    """The plan of a model that is not run. in_place: its weights are packed on the way."""
-    found = module_sites(model)
-    checks.check_sites(model, found, ran=False)
-    return decide(model, found, rules, Observations(), in_place=in_place)

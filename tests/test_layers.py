@@ -20,9 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("", "__main__", "api", "backend_entry", "cli", "demo", "interchange", "legacy", "persist", "prepare",
      "texts"),
+    ("search",),
     ("inspect",),
     ("calibrate", "checks", "decide", "decide_conv", "decide_linear", "decide_site", "decide_tables", "in_place",
-     "module_sites", "profit", "qat", "resume", "runtime", "sequential", "simulate", "timing", "walk", "watch"),
+     "module_sites", "planning", "profit", "qat", "resume", "runtime", "sequential", "simulate", "timing", "walk", "watch"),
     ("passes", "backends", "solvers"),
     ("pipeline", "verify"),
     ("canonical", "capture", "convolutions", "graph_text", "graphs", "guards", "install", "products", "rewrite",

@@ -48,7 +48,7 @@ def name_of(metric: Function) -> str:
 
 @dataclass
 class Losses:
-    """Losses of several runs against float, each by its key: (site, "alone" or "without"), or ("", "all")."""
+    """Losses of several runs against float, each by its key: (site, "alone", "without" or a scheme), or ("", "all")."""
 
     metric: str | Function
     sums: dict[tuple[str, str], Pairs] = field(default_factory=dict)
@@ -114,11 +114,8 @@ def _kl(found: Tensor, wanted: Tensor) -> tuple[float, float]:
 
 def _value(metric: Function, key: tuple[str, str], output: Any, wanted: Any) -> float:
     site, which = key
-    run = (
-        f"with {site} {'alone quantized' if which == 'alone' else 'alone left float'}"
-        if site
-        else "with all sites quantized"
-    )
+    said = {"alone": f"{site} alone quantized", "without": f"{site} alone left float", "all": "all sites quantized"}
+    run = f"with {said.get(which, f'{site} alone quantized to {which}')}"
     place = f"metric {name_of(metric)}, {run}"
     try:
         value = metric(output, wanted)
