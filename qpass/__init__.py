@@ -12,6 +12,7 @@ from qpass import conv_ops as conv_ops
 from qpass import ops as ops  # both register torch.ops.qpass
 from qpass.errors import QpassError
 from qpass.inspect import inspect  # here, not below: its package has the same name
+from qpass.search import search  # the same
 
 if TYPE_CHECKING:
     from qpass import qat
@@ -62,6 +63,7 @@ __all__ = [
     "quantize_dynamic",
     "save",
     "save_pretrained",
+    "search",
 ]
 
 

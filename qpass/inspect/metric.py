@@ -74,26 +74,26 @@ class Losses:
         if not isinstance(self.metric, str):
             self.chosen = name_of(self.metric)
             return [(_value(self.metric, key, output, wanted), 1.0)]
-        logits = _logits(wanted)
+        logits = logits_of(wanted)
         self.chosen = self.metric if self.metric != "auto" else "squared error" if logits is None else "kl"
-        found, floats = _tensors(output), _tensors(wanted)
+        found, floats = tensors_of(output), tensors_of(wanted)
         if not floats:
             raise QpassError(
                 f"the model's output is a {type(wanted).__name__} without a float tensor in it; pass metric=, a function of "
                 "(output, float output) that returns a number."
             )
         if self.chosen == "kl":
-            pair = (_logits(output), logits) if logits is not None else (found[0], floats[0])
+            pair = (logits_of(output), logits) if logits is not None else (found[0], floats[0])
             return [_kl(*(unpadded(t, mask) for t in pair))]
         return [_squared(unpadded(a, mask), unpadded(b, mask)) for a, b in zip(found, floats, strict=True)]
 
 
-def _logits(output: Any) -> Tensor | None:
+def logits_of(output: Any) -> Tensor | None:
     held = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     return held if isinstance(held, Tensor) else None
 
 
-def _tensors(output: Any) -> list[Tensor]:
+def tensors_of(output: Any) -> list[Tensor]:
     leaves = torch.utils._pytree.tree_leaves(output)
     return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
 
