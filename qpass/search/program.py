@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 
 import numpy
 
@@ -22,10 +23,8 @@ MISSING = "the search solves an integer program with scipy, which is not install
 
 def check_scipy() -> None:
     """Said before anything is measured."""
-    try:
-        import scipy.optimize  # noqa: F401
-    except ImportError as error:
-        raise QpassError(MISSING) from error
+    if find_spec("scipy") is None:
+        raise QpassError(MISSING)
 
 
 def cheapest(groups: Sequence[Group], loss: Values, cost: Values) -> dict[str, str]:

@@ -71,9 +71,8 @@ class Found:
             lines.append(f"  {group.name:<{width}}  {self.chosen[group.name]}{more}")
         text = self.budget.text
         limit = f" of {text(self.budget.limit)}" if self.budget.limit else ""
-        lines.append(
-            f"cost: {text(self.cost)}{limit}; {self.costs['bytes']:,.0f} bytes, {self.costs['bits']:.4g} bits a weight"
-        )
+        size = f"{self.costs['bytes']:,.0f} bytes, {self.costs['bits']:.4g} bits a weight"
+        lines.append(f"cost: {text(self.cost)}{limit} ({size})")
         told = ", ".join(f"{value:.4g} by {name}" for name, value in self.predicted.items())
         lines.append(f"{self.metric}: {self.loss:.4g} measured; predicted {told}")
         if self.rank is not None:
@@ -103,7 +102,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
 def recipe_of(prepared: Prepared, groups: Sequence[Group], chosen: Mapping[str, str], rules: Recipe) -> Recipe:
     """The recipe that makes a choice: the caller's rules, then a rule for each module, or site where a module has several.
 
-    The default is the scheme that most weights take; sites that nothing is chosen for follow the caller's rules or stay float.
+    The default is the scheme that most sites take; those that nothing is chosen for follow the caller's rules, or stay float.
     """
     sites = by_site(list(groups), chosen)
     schemes = prepared.schemes
