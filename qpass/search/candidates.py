@@ -73,7 +73,6 @@ def prepare(
     checks.check_model(model)
     if count() > 1:
         raise QpassError(f"search runs in one process, not in {count()}; call it in one, and share what it finds.")
-    checks.check_calibration([s for s in schemes.values() if s is not None], calibration)
     session = _observed(model, example_inputs, calibration)
     first = next(s for s in schemes.values() if s is not None)
     rules = Recipe.parse(recipe, first)

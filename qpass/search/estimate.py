@@ -99,6 +99,8 @@ def second_order(
         for number, batch in enumerate(shown(batches, "estimating")):
             recorder.tape.clear()
             output = recorder.first(batch, f"batch {number}")
+            if len(recorder.entered) != 1:
+                raise QpassError(NO_GRADIENT.format(groups[0].name))
             found, seen = _batch(recorder, prepared, groups, output, metric, generator)
             weight = weight + seen
             for key, value in found.items():

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qpass import checks
-from qpass.calibrate import Batch, buffers_kept
+from qpass.calibrate import Batch
 from qpass.errors import QpassError, nearest
 from qpass.inspect.branches import Products
 from qpass.interrupts import heard
@@ -54,6 +54,7 @@ class Search:
     example: Batch | None
     calibration: Sequence[Batch] | None
     rules: Recipe
+    notes: list[str]
 
     @property
     def loss(self) -> Values:
@@ -101,6 +102,7 @@ def explored(
         raise QpassError(f"estimate={estimate!r} is none of {', '.join(ESTIMATES)}.{near}")
     checks.check_model(model)
     schemes = parsed(candidates)
+    checks.check_calibration([s for s in schemes.values() if s is not None], calibration)
     data = _listed(calibration, "calibration")
     batches = _listed(validation, "validation") or data or ([example_inputs] if example_inputs is not None else [])
     if not batches:
@@ -118,10 +120,15 @@ def explored(
     base = 0.0
     if estimate == MEASURED:
         losses[MEASURED], base = measurement.losses()
-    if estimate == SECOND_ORDER or metric in KINDS:
-        with buffers_kept(model):
+    notes: list[str] = []
+    try:
+        if estimate == SECOND_ORDER or metric in KINDS:
             losses[SECOND_ORDER] = second_order(model, prepared, parts, batches, metric, seed)
-    return Search(model, prepared, parts, losses, measurement, base, example, data, Recipe.parse(recipe))
+    except QpassError as error:
+        if estimate == SECOND_ORDER:
+            raise
+        notes.append(f"there is no second order to compare with: {error}")
+    return Search(model, prepared, parts, losses, measurement, base, example, data, Recipe.parse(recipe), notes)
 
 
 def _listed(batches: Any, what: str) -> list[Batch] | None:
@@ -201,7 +208,7 @@ def _chosen(known: Search, tables: dict[str, costs.Table], budget: Budget, round
         recipe, plan, chosen, loss, known.measurement.chosen, predicted, _rank(known.losses), budget, table.total(chosen),
         {kind: each.total(chosen) for kind, each in tables.items()}, fronts, known.losses, tables, parts,
         None if other is None else known.base + total(known.loss, other),
-        costs.milliseconds(known.model, plan, known.example) if budget.kind == "ms" else None, notes,
+        costs.milliseconds(known.model, plan, known.example) if budget.kind == "ms" else None, [*known.notes, *notes],
     )  # fmt: skip
     plan.front = found.data()
     return found

@@ -1,0 +1,239 @@
+"""qpass.search: the recipe it finds keeps the budget, loses what is said, and cannot be bettered by any other choice."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import qpass
+from qpass.search import candidates, measured
+from tests.models import FeedForward, batches, encoder
+from tests.untouched import untouched
+
+CANDIDATES = ("w2a16-c", "w4a16-c", "w8a8", None)
+
+
+class Language(nn.Module):
+    """A table, a block, a head that may be tied to the table; logits by name."""
+
+    def __init__(self, tied=False):
+        super().__init__()
+        self.table, self.block, self.head = nn.Embedding(24, 32), FeedForward(), nn.Linear(32, 24, bias=False)
+        if tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, ids):
+        return {"logits": self.head(self.block(self.table(ids)))}
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    model, data = encoder(1), batches(3)
+    return model, data, qpass.search(model, "6 bits", candidates=CANDIDATES, calibration=data)
+
+
+def test_the_budget_is_kept_and_used(net):
+    model, _, found = net
+    assert found.cost <= 6
+    assert found.budget.kind == "bits"
+    size = sum(p.nbytes for p in model.parameters())
+    for d in found.plan.quantized:
+        size += d.packed.nbytes - 4 * d.packed.data.numel()
+    assert found.costs["bytes"] == size
+    moves = [
+        g for g in found.groups for c in g.takes
+        if found.losses["measured"][g.name, c] < found.losses["measured"][g.name, found.chosen[g.name]]
+        and found.tables["bits"].total({**found.chosen, g.name: c}) <= 6
+    ]  # fmt: skip
+    assert not moves
+
+
+def test_sites_that_share_an_input_stay_together(net):
+    found = net[2]
+    (group,) = [g for g in found.groups if g.name == "0.q:linear.0"]
+    assert group.sites == ("0.q:linear.0", "0.k:linear.0", "0.v:linear.0")
+    assert len({str(found.plan[site].weight_type) for site in group.sites}) == 1
+
+
+def test_the_loss_is_that_of_the_compiled_recipe(net):
+    model, data, found = net
+    q = qpass.compile(model, recipe=found.recipe, example_inputs=data[0], calibration=data, backend="reference")
+    with torch.no_grad():
+        noise = sum(float((q(x).double() - model(x).double()).square().sum()) for x in data)
+        power = sum(float(model(x).double().square().sum()) for x in data)
+    assert found.loss == pytest.approx(noise / power, rel=0.05)
+    assert found.metric == "squared error"
+    assert [d.weight_type for d in qpass.inspect(q).plan] == [d.weight_type for d in found.plan]
+
+
+def test_losses_of_groups_are_those_of_models_with_such_groups(net):
+    model, data, found = net
+    recipe = {"1.up": "w2a16-c,sequential=no", "*": None}
+    q = qpass.compile(model, "w8a8", data[0], data, recipe, backend="reference")
+    loss = qpass.inspect(q, model, data, metric="squared error").measured.loss
+    assert found.losses["measured"]["1.up:linear.0", "w2a16-c"] == pytest.approx(loss, rel=1e-3)
+
+
+def test_second_order_tells_what_is_measured(net):
+    found = net[2]
+    assert found.rank >= 0.9
+    for key, value in found.losses["measured"].items():
+        if value > 1e-5:
+            assert found.losses["second order"][key] == pytest.approx(value, rel=0.6)
+
+
+def test_what_is_printed_and_drawn(net, tmp_path):
+    found = net[2]
+    text = str(found)
+    assert "0.q:linear.0" in text
+    assert "and 2 more" in text
+    assert "of 6 bits a weight" in text
+    assert "Spearman" in text
+    found.plot(tmp_path / "front.svg")
+    assert (tmp_path / "front.svg").read_text().startswith("<svg")
+    assert found.front == found.fronts["bits"]
+    assert len(found.front) > 4
+
+
+def test_kl_by_gradients_alone():
+    torch.manual_seed(1)
+    model, data = Language().eval(), [torch.randint(0, 24, (4, 7)) for _ in range(4)]
+    both = qpass.search(model, "w4a16-c", candidates=CANDIDATES, calibration=data, tables=True)
+    assert both.metric == "kl"
+    assert both.rank >= 0.9
+    assert {g.name.partition(":")[0] for g in both.groups} == {"table", "block.up", "block.down", "head"}
+    with untouched(model):
+        quick = qpass.search(
+            model, "w4a16-c", candidates=CANDIDATES, calibration=data, tables=True, estimate="second order"
+        )
+    assert list(quick.losses) == ["second order"]
+    assert quick.losses["second order"] == both.losses["second order"]
+    assert quick.rank is None
+    uniform = {"head": "w4a16-c", "table": "w4a16-c"}
+    q = qpass.compile(model, "w4a16-c", data[0], data, uniform, backend="reference")
+    loss = qpass.inspect(q, model, data, metric="kl").measured.loss
+    assert both.loss < loss
+    assert both.costs["bits"] <= both.budget.limit
+
+
+def test_a_tied_weight_is_counted_once():
+    torch.manual_seed(1)
+    model, data = Language(tied=True).eval(), [torch.randint(0, 24, (4, 7)) for _ in range(2)]
+    found = qpass.search(model, "8.5 bits", candidates=("w4a16-c", "w8a16", None), calibration=data, tables=True)
+    (group,) = [g for g in found.groups if "head:linear.0" in g.sites]
+    assert len(group.sites) == 2
+    assert found.tables["bits"].unit == 24 * 32 + 2 * 32 * 96
+    assert found.costs["bytes"] == sum(p.nbytes for p in model.parameters()) + sum(
+        p.nbytes - 4 * p.data.numel() for p in found.plan.packed.values()
+    )
+
+
+def test_a_function_of_the_model():
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)).eval(), batches(2, (64, 16))
+    labels = [model(x).argmax(-1) for x in data]
+
+    def nats(net):
+        with torch.no_grad():
+            return sum(functional.cross_entropy(net(x), y) for x, y in zip(data, labels, strict=True))
+
+    with untouched(model):
+        found = qpass.search(model, 800, nats, ("w2a16-c", "w4a16-c", "w8a16"), calibration=data)
+    assert list(found.losses) == ["measured"]
+    q = qpass.compile(model, plan=found.plan, backend="reference")
+    assert found.loss == pytest.approx(float(nats(q) - nats(model)), rel=1e-3, abs=1e-5)
+    recipe = {"0": "w2a16-c,sequential=no", "2": None}
+    q = qpass.compile(model, "w8a8", data[0], data, recipe, backend="reference")
+    wanted = float(nats(q) - nats(model))
+    assert found.losses["measured"]["0:linear.0", "w2a16-c"] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_no_choice_is_better_once_sites_act_together():
+    """rounds=2 measures around the recipe: what it ends with is no worse, and its prediction is of the whole."""
+    torch.manual_seed(0)
+    model, data = encoder(1), batches(2)
+    one, two = (
+        qpass.search(model, "4 bits", candidates=("w2a16-c", "w3a16-c", "w8a16"), calibration=data, rounds=n)
+        for n in (1, 2)
+    )
+    assert two.notes
+    assert two.loss <= one.loss * 1.2
+
+
+def test_a_recipe_is_kept(net):
+    model, data, _ = net
+    found = qpass.search(
+        model, "6 bits", candidates=CANDIDATES, calibration=data, recipe={"1.down": "w8a16", "0.out": None}
+    )
+    assert {g.name for g in found.groups} == {"0.q:linear.0", "1.up:linear.0"}
+    assert str(found.plan["1.down:linear.0"].weight_type) == "i8/c0"
+    assert found.plan["1.down:linear.0"].input_type is None
+    assert not found.plan["0.out:linear.0"].quantized
+
+
+def test_an_interrupted_search_goes_on(net, tmp_path, monkeypatch):
+    model, data, whole = net
+    real, seen = measured.Measurement._batch, []
+
+    def stopped(self, *args):
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        seen.append(args[-1])
+        real(self, *args)
+
+    monkeypatch.setattr(measured.Measurement, "_batch", stopped)
+    call = dict(candidates=CANDIDATES, calibration=data, checkpoint=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        qpass.search(model, "6 bits", **call)
+    (folder,) = tmp_path.glob("search-*")
+    assert json.loads((folder / "losses.json").read_text())["batches"] == 1
+    assert len(list(folder.glob("*.plan"))) == 3
+
+    def counted(self, *args):
+        seen.append(args[-1])
+        real(self, *args)
+
+    monkeypatch.setattr(measured.Measurement, "_batch", counted)
+    monkeypatch.setattr(candidates, "decide", None)  # no plan is made again
+    found = qpass.search(model, "6 bits", **call)
+    assert seen[:3] == ["batch 0", "batch 1", "batch 2"]
+    assert found.losses["measured"] == whole.losses["measured"]
+    assert found.chosen == whole.chosen
+
+
+def test_equal_calls_find_equal_recipes(net):
+    model, data, found = net
+    again = qpass.search(model, "6 bits", candidates=CANDIDATES, calibration=data)
+    assert again.recipe == found.recipe
+    assert again.losses == found.losses
+
+
+def test_a_budget_of_bytes_and_convolutions():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(16 * 16, 10)
+    ).eval()
+    data = batches(2, (4, 3, 8, 8))
+    found = qpass.search(model, "6 kB", candidates=("w4a8", "w8a8", None), calibration=data)
+    assert found.cost <= 6000
+    assert found.cost == sum(p.nbytes for p in model.parameters()) + sum(
+        d.packed.nbytes - 4 * d.packed.data.numel() for d in found.plan.quantized
+    )
+    assert found.rank >= 0.8
+
+
+def test_every_choice_has_been_weighed(net):
+    """The least of the measured sums over all recipes within the budget, by trying them all."""
+    found = net[2]
+    loss, table = found.losses["measured"], found.tables["bits"]
+    names = [g.name for g in found.groups]
+    sums = [
+        sum(loss[pair] for pair in zip(names, row, strict=True))
+        for row in itertools.product(*(g.takes for g in found.groups))
+        if table.total(dict(zip(names, row, strict=True))) <= 6
+    ]
+    assert found.predicted["measured"] == pytest.approx(min(sums), rel=1e-9)
