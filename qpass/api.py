@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from qpass import checks, profit
 from qpass.backends import Backend, backend_named
 from qpass.backends.cuda_graphs import check_mode
 from qpass.calibrate import Batch, buffers_kept, call_arguments
+from qpass.errors import QpassError
 from qpass.in_place import told_if_in_part
 from qpass.install import copy_for_packing, install, packed_weights, uninstall
 from qpass.interrupts import heard
@@ -39,6 +41,11 @@ def compile(
     guard: bool | None = None,
     mode: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    *,
+    max_loss: float | None = None,
+    metric: Any = None,
+    validation: Iterable[Batch] | None = None,
+    candidates: Sequence[str | Scheme | None] | None = None,
 ) -> nn.Module:
     """The same model, quantized and compiled: same class, methods and attributes, smaller weights, faster calls.
 
@@ -51,10 +58,18 @@ def compile(
     (default: only where scheme is omitted). mode: `reduce-overhead` replays CUDA graphs; a result is then valid until the
     next call. checkpoint: a directory, see `analyze`.
 
+    scheme `auto`: the smallest model that loses at most max_loss, measured on validation (default: calibration) once it is
+    compiled; candidates and metric as in `qpass.search`. Where none does, QpassError shows the best.
+
     The result is for inference: it computes no gradients, and hooks added after its first call are not run, as with
     torch.compile.
     """
     Settings.from_env()
+    if scheme == "auto":
+        _check_auto(plan, guard, model)
+        rest = (max_loss, metric, candidates, example_inputs, calibration, validation, recipe, checkpoint)
+        return _automatic(model, example_inputs, backend, mode, inplace, *rest)
+    _check_not_auto(max_loss=max_loss, metric=metric, validation=validation, candidates=candidates)
     checks.check_model(model)
     if training_of(model) is not None:
         from qpass.qat.training import lowered
@@ -87,6 +102,34 @@ def compile(
     nothing = scheme is not None and not plan.quantized
     LOG.log(logging.WARNING if nothing else logging.INFO, "%s", plan.summary())
     return target
+
+
+def _automatic(
+    model: nn.Module, example_inputs: Batch | None, backend: str, mode: str | None, inplace: bool, *rest: Any
+) -> nn.Module:
+    """What `scheme="auto"` finds; the tries are copies of the model."""
+    from qpass.search.auto import automatic
+
+    def make(plan: Plan, inplace: bool = False) -> nn.Module:
+        return compile(model, plan=plan, example_inputs=example_inputs, backend=backend, inplace=inplace, mode=mode)
+
+    found, plan = automatic(model, make, *rest)
+    return make(plan, inplace=True) if inplace else found
+
+
+def _check_auto(plan: Plan | None, guard: bool | None, model: nn.Module) -> None:
+    checks.check_module(model)
+    if plan is not None or guard or training_of(model) is not None:
+        which = "plan" if plan is not None else "guard=True" if guard else "a model that was prepared and trained"
+        raise QpassError(f"scheme='auto' finds a plan of its own, by bytes and loss; {which} does not go with it.")
+
+
+def _check_not_auto(**given: object) -> None:
+    name = next((name for name, value in given.items() if value is not None), None)
+    if name is not None:
+        raise QpassError(
+            f"{name} goes with scheme='auto', which looks for a recipe; leave it out, or pass scheme='auto'."
+        )
 
 
 def _check_plan(model: nn.Module, plan: Plan, example_inputs: Batch | None, *others: object) -> None:
