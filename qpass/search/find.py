@@ -111,8 +111,10 @@ def explored(
         )
     example = example_inputs if example_inputs is not None else batches[0]
     metric, value = checked(metric, model, batches[0])
-    text = [str(Recipe.parse(recipe)), sorted(schemes), tables, _name(metric)]
-    kept = Kept(checkpoint, "" if checkpoint is None else made_of(model, [example, data, batches], *text))
+    kept = Kept(None, "", "")
+    if checkpoint is not None:
+        plans = made_of(model, [example, data], str(Recipe.parse(recipe)), tables)
+        kept = Kept(checkpoint, plans, made_of(None, batches, list(schemes), _name(metric)))
     prepared = prepare(model, schemes, example, data, recipe, tables, kept)
     parts = groups(prepared)
     measurement = Measurement(model, prepared, parts, batches, metric, value, kept)
@@ -172,7 +174,7 @@ def _bits_of(known: Search, scheme: Scheme, table: costs.Table) -> float:
     )
     free = prepare(
         known.model, {str(plain): plain}, known.example, known.calibration if plain.needs_calibration else None,
-        known.rules, bool(known.prepared.special & {s for g in known.groups for s in g.sites}), Kept(None, ""),
+        known.rules, bool(known.prepared.special & {s for g in known.groups for s in g.sites}), Kept(None, "", ""),
     )  # fmt: skip
     decided = {**known.prepared.decisions(FLOAT), **free.plans[str(plain)].decisions}
     paths = {decided[site].weight: decided[site] for g in known.groups for site in g.sites}

@@ -1,9 +1,10 @@
 """What an interrupted search has found so far, on disk: the plan of each candidate, and the losses of each batch.
 
-    DIR/search-<digest>/w4a16.plan     a candidate's plan, as soon as all of its sites are rounded
-    DIR/search-<digest>/losses.json    the sums of what is measured, after each batch (or each run of a function of the model)
+    DIR/search-<digest>/w4a16.plan              a candidate's plan, as soon as all of its sites are rounded
+    DIR/search-<digest>/losses-<digest>.json    the sums of what is measured, after each batch (or each run of a function)
 
-The digest is of the model's tensors, the batches, the candidates and the recipe: another search finds nothing of this one.
+The first digest is of the model's tensors, the calibration and the recipe: a search with other candidates finds the plans of
+those that it shares. The second is of the candidates, the metric and the batches that are measured.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ LOG = logging.getLogger("qpass")
 class Kept:
     """The directory of one search; without one nothing is kept."""
 
-    def __init__(self, directory: str | os.PathLike[str] | None, made_of: str) -> None:
+    def __init__(self, directory: str | os.PathLike[str] | None, made_of: str, measured: str) -> None:
         self.folder: Path | None = None
+        self.measured = measured
         if directory is not None:
             self.folder = Path(directory) / f"search-{made_of}"
             prepare(self.folder)
@@ -56,7 +58,7 @@ class Kept:
 
     def data(self, name: str) -> dict[str, Any]:
         """What was kept under a name; nothing where it is missing or damaged."""
-        path = self._path(f"{name}.json")
+        path = self._path(f"{name}-{self.measured}.json")
         try:
             found = {} if path is None else json.loads(path.read_text())
         except (OSError, ValueError):
@@ -65,7 +67,7 @@ class Kept:
 
     def keep(self, name: str, data: Mapping[str, Any]) -> None:
         """Writes data under a name."""
-        if (path := self._path(f"{name}.json")) is not None:
+        if (path := self._path(f"{name}-{self.measured}.json")) is not None:
             with replacing(path) as part:
                 part.write_text(json.dumps(data))
 
@@ -77,10 +79,11 @@ def _safe(name: str) -> str:
     return re.sub(r"[^\w.=-]", "_", name)
 
 
-def made_of(model: nn.Module, batches: Iterable[Any], *others: object) -> str:
+def made_of(model: nn.Module | None, batches: Iterable[Any], *others: object) -> str:
     """A digest of a model's tensors, of batches, and of the text of all else."""
     found = hashlib.blake2b(digest_size=8)
-    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    owner = nn.Module() if model is None else model
+    tensors = (*owner.named_parameters(remove_duplicate=False), *owner.named_buffers(remove_duplicate=False))
     for name, tensor in tensors:
         found.update(f"{name} {digest(tensor)}".encode())
     for leaf in torch.utils._pytree.tree_leaves(list(batches)):
