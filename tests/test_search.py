@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -237,3 +238,21 @@ def test_every_choice_has_been_weighed(net):
         if table.total(dict(zip(names, row, strict=True))) <= 6
     ]
     assert found.predicted["measured"] == pytest.approx(min(sums), rel=1e-9)
+
+
+def test_the_front_is_part_of_the_report(net, tmp_path):
+    model, data, found = net
+    found.plan.save(tmp_path / "net.plan")
+    q = qpass.compile(model, plan=qpass.Plan.load(tmp_path / "net.plan"), example_inputs=data[0], backend="reference")
+    report = qpass.inspect(q)
+    document = json.loads(report.to_json())
+    assert document["front"]["points"] == [{"cost": p.cost, "loss": p.loss} for p in found.front]
+    assert document["front"]["chosen"] == {
+        "cost": found.cost,
+        "predicted": found.predicted["measured"],
+        "loss": found.loss,
+    }
+    schema = json.loads((Path(qpass.__file__).parent / "inspect/schema.json").read_text())
+    pytest.importorskip("jsonschema").validate(document, schema)
+    report.to_html(tmp_path / "page.html")
+    assert '"front":{"unit":"bits"' in (tmp_path / "page.html").read_text()
