@@ -113,7 +113,8 @@ def _automatic(
     def make(plan: Plan, inplace: bool = False) -> nn.Module:
         return compile(model, plan=plan, example_inputs=example_inputs, backend=backend, inplace=inplace, mode=mode)
 
-    found, plan = automatic(model, make, *rest)
+    with heard():
+        found, plan = automatic(model, make, *rest)
     return make(plan, inplace=True) if inplace else found
 
 

@@ -21,6 +21,7 @@ trace. What is left out: terms beyond the second, and how groups act together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -124,7 +125,7 @@ def _batch(
     targets = [logits if logits is not None else tensors_of(output)[0]] if divergence else tensors_of(output)
     if not any(t.requires_grad for t in targets):
         raise QpassError(NO_GRADIENT.format(groups[0].name))
-    mask, size = recorder.mask, len(targets[0])
+    mask = recorder.mask
     seeds = [(i, s) for i, t in enumerate(targets) for s in _seeds(t.detach(), mask, divergence, generator)]
     tape = [row for row in recorder.tape if row[3].requires_grad]
     reached = [(i, start) for i, start in seeds if targets[i].requires_grad]
@@ -133,7 +134,7 @@ def _batch(
         again = number < len(reached) - 1
         ends = [row[3] for row in tape]
         grads.append(torch.autograd.grad(targets[i], ends, start, retain_graph=again, allow_unused=True))
-    dots = _dots(prepared, groups, tape, grads, size)
+    dots = _dots(prepared, groups, tape, grads, tuple(targets[0].shape))
     return _sums(dots, [i for i, _ in reached], targets, mask, divergence)
 
 
@@ -164,7 +165,7 @@ def _counted(z: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _dots(
-    prepared: Prepared, groups: Sequence[Group], tape: list[Any], grads: list[Any], size: int
+    prepared: Prepared, groups: Sequence[Group], tape: list[Any], grads: list[Any], shape: tuple[int, ...]
 ) -> dict[tuple[str, str], list[Tensor | float]]:
     """(group, candidate) -> sum(g * d) over each sequence, one tensor for each backward pass."""
     owner = {site: group for group in groups for site in group.sites}
@@ -181,7 +182,7 @@ def _dots(
                 found = dots.setdefault((owner[site].name, name), [0.0] * len(grads))
                 for number, each in enumerate(grads):
                     if each[at] is not None:
-                        found[number] = found[number] + _by_sequence(each[at].float() * change, size)
+                        found[number] = found[number] + _by_sequence(each[at].float() * change, shape)
                 products.weights.clear()
     return dots
 
@@ -190,10 +191,13 @@ def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def _by_sequence(values: Tensor, size: int) -> Tensor:
-    """Sums over each of `size` sequences, where the first axis says which is which, else over all."""
-    rows = size if values.dim() > 1 and len(values) % size == 0 else 1
-    return values.reshape(rows, -1).sum(1, dtype=torch.float64)
+def _by_sequence(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Sums over each sequence, where the first axis counts sequences, or all rows, as that of the output of `shape` does.
+
+    Others, such as positions that all sequences share, are one sum.
+    """
+    known = values.dim() > 1 and len(values) in (shape[0], math.prod(shape[:-1]))
+    return values.reshape(shape[0] if known else 1, -1).sum(1, dtype=torch.float64)
 
 
 def _sums(

@@ -12,6 +12,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from qpass.search.candidates import FLOAT, Prepared, parsed, prepare
 from qpass.search.estimate import KINDS, second_order
 from qpass.search.front import front
 from qpass.search.groups import Group, groups
-from qpass.search.kept import Kept, made_of
+from qpass.search.kept import Kept, digest_of, made_of
 from qpass.search.measured import Measurement
 from qpass.search.metric import checked
 from qpass.search.program import cheapest, check_scipy, greedy, solve, total
@@ -87,7 +88,7 @@ def find(
     )
     table, limit = _costs(known, limit)
     _check_feasible(known, table, limit)
-    return _chosen(known, table, limit, rounds, checkpoint)
+    return _chosen(known, table, limit, rounds)
 
 
 def explored(
@@ -195,7 +196,7 @@ def _check_feasible(known: Search, tables: Mapping[str, costs.Table], budget: Bu
         )
 
 
-def _chosen(known: Search, tables: dict[str, costs.Table], budget: Budget, rounds: int, checkpoint: Any) -> Found:
+def _chosen(known: Search, tables: dict[str, costs.Table], budget: Budget, rounds: int) -> Found:
     table, parts = tables[budget.kind], known.groups
     limit = budget.limit * table.unit - table.rest
     chosen = solve(parts, known.loss, table.of, limit)
@@ -203,7 +204,7 @@ def _chosen(known: Search, tables: dict[str, costs.Table], budget: Budget, round
     chosen, notes = refined(known, chosen, table, limit, rounds)
     predicted = {name: known.base + total(values, chosen) for name, values in known.losses.items()}
     other = greedy(parts, known.loss, table.of, limit)
-    recipe, plan = known.plan(chosen, checkpoint if _in_order(known, chosen) else None)
+    recipe, plan = known.plan(chosen, _resumed(known, chosen))
     loss = known.true_loss(plan)
     fronts = {kind: front(parts, known.loss, each, known.base) for kind, each in tables.items()}
     found = Found(
@@ -216,10 +217,13 @@ def _chosen(known: Search, tables: dict[str, costs.Table], budget: Budget, round
     return found
 
 
-def _in_order(known: Search, chosen: Mapping[str, str]) -> bool:
-    """Whether the recipe's calibration has something to keep in a checkpoint."""
+def _resumed(known: Search, chosen: Mapping[str, str]) -> Path | None:
+    """Where the calibration of a recipe keeps what it has finished, if it is in order and the search keeps anything."""
     picked = [known.prepared.schemes[name] for name in chosen.values()]
-    return known.calibration is not None and any(s is not None and s.in_order for s in picked)
+    folder = known.measurement.kept.folder
+    if folder is None or known.calibration is None or not any(s is not None and s.in_order for s in picked):
+        return None
+    return folder / f"recipe-{digest_of(chosen)}"
 
 
 def refined(
