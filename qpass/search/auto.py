@@ -31,7 +31,7 @@ from qpass.schemes import Recipe
 from qpass.search import CANDIDATES
 from qpass.search.candidates import FLOAT
 from qpass.search.cost import Table, bytes_table
-from qpass.search.find import MEASURED, SECOND_ORDER, Search, explored
+from qpass.search.explored import MEASURED, SECOND_ORDER, Search, explored
 from qpass.search.front import as_data, front
 from qpass.search.metric import checked, of_model, value_of
 from qpass.search.program import best, solve, total

@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 import qpass
-from qpass.search import cost, find
+from qpass.search import cost, explored
 from qpass.search.candidates import FLOAT
+from qpass.search.find import rank_of
 from qpass.search.groups import Group
 from qpass.search.program import Values, greedy, solve, total
 
@@ -34,14 +35,14 @@ UNIFORM, GOALS = ("w4a16", "w3a16"), {"w4a16": 0.6, "w3a16": 0.5}
 THREE, RANKED, MINUTES = ("w4a16", "w8a8", None), 0.9, 3.0
 
 
-def blocks_only(known: find.Search) -> list[Group]:
+def blocks_only(known: explored.Search) -> list[Group]:
     """The groups, with tables and head in float."""
     return [
         Group(g.name, g.sites, (FLOAT,)) if known.prepared.special & set(g.sites) else g for g in known.groups
     ]  # fmt: skip
 
 
-def recipes(known: find.Search, uniform: str, loss: Values) -> dict[str, dict[str, str]]:
+def recipes(known: explored.Search, uniform: str, loss: Values) -> dict[str, dict[str, str]]:
     """Name -> choice by group: uniform, and what is found at its size."""
     table = cost.bits_table(known.prepared, known.groups)
     blocks = blocks_only(known)
@@ -60,11 +61,11 @@ def gpt(batches: int, scored: int, checkpoint: str | None):
     tokens = sequences(held_out, scored, 2)
     wanted = logits(model, tokens)
     start = time.perf_counter()
-    known = find.explored(
-        model, "kl", CANDIDATES, calibration[0], calibration, calibration[:batches], None, True, find.MEASURED,
+    known = explored.explored(
+        model, "kl", CANDIDATES, calibration[0], calibration, calibration[:batches], None, True, explored.MEASURED,
         checkpoint, 0,
     )  # fmt: skip
-    rank, seconds = find._rank(known.losses), time.perf_counter() - start
+    rank, seconds = rank_of(known.losses), time.perf_counter() - start
     head = f"byte GPT: Spearman of second order with measured {rank:.3f}; {seconds:.0f} s up to the losses"
     print(head, flush=True)
     bits, size = cost.bits_table(known.prepared, known.groups), cost.bytes_table(known.prepared, known.groups)
