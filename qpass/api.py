@@ -21,7 +21,7 @@ from qpass.interrupts import heard
 from qpass.memory import give_back
 from qpass.pipeline import Settings
 from qpass.plan import Plan
-from qpass.planning import RecipeLike, analyze, asked_for, of_modules
+from qpass.planning import RecipeLike, analyze, asked_for, of_modules, tell_default
 from qpass.runtime import all_or_nothing, attach, run_float
 from qpass.schemes import Recipe, Scheme
 from qpass.trained import training_of
@@ -50,7 +50,8 @@ def compile(
     """The same model, quantized and compiled: same class, methods and attributes, smaller weights, faster calls.
 
     scheme: `w8a8` (static int8 inputs), `w8a8-dynamic` (per row, at run time), `w8a16` (weights alone); omitted: static
-    where calibration is given, else dynamic, and float where integers are slower. example_inputs and each item of
+    where calibration is given, else dynamic (`w7a8` on processors whose 8-bit products saturate), and float where integers
+    are slower. example_inputs and each item of
     calibration: a tensor, a tuple (positional) or a mapping (keywords). recipe: module-path globs to a scheme or None
     (float); the first match wins. plan: from `analyze` or `Plan.load`, instead of scheme, calibration and recipe.
     inplace: pack the weights of this very model instead of a copy, without data one by one, in the float model's own memory.
@@ -78,9 +79,9 @@ def compile(
         model, plan = lowered(model, inplace)
         inplace = True
     chosen, mode = backend_named(backend, checks.device_of(model)), check_mode(mode)
-    free = (
-        scheme is None and plan is None and not isinstance(recipe, Recipe)
-    )  # nothing is asked for: float is an answer too
+    if scheme is None and isinstance(recipe, Recipe):
+        scheme = recipe.default
+    free = scheme is None and plan is None  # nothing was asked for, so float is an answer too
     judged = free and guard is not False and example_inputs is not None
     if plan is not None:
         _check_plan(model, plan, example_inputs, scheme, calibration, recipe, checkpoint)
@@ -88,7 +89,9 @@ def compile(
         with told_if_in_part(model), heard():
             plan = of_modules(model, asked_for(scheme, calibration, recipe, checkpoint)[0], in_place=True)
     else:
-        plan = analyze(model, scheme, example_inputs, calibration, recipe, checkpoint)
+        asked = chosen.scheme(calibration is not None) if scheme is None else scheme
+        plan = analyze(model, asked, example_inputs, calibration, recipe, checkpoint)
+        tell_default(plan, scheme)
         profit.guard(plan, chosen, decide=free if guard is None else guard)
     target = model if inplace and not judged else copy_for_packing(model, plan.packed)
     with buffers_kept(model), buffers_kept(target), all_or_nothing(target), heard():

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from qpass import checks
+from qpass.backends import backend_named
 from qpass.calibrate import Batch, Session, buffers_kept, gather, observe
 from qpass.decide import decide
 from qpass.interrupts import heard
@@ -20,7 +21,7 @@ from qpass.schemes import Recipe, Scheme
 from qpass.sequential import ONE_PASS, solve_in_order
 from qpass.trained import training_of
 
-STATIC, DYNAMIC = "w8a8", "w8a8-dynamic"
+SEVEN_BITS = "no scheme was given: {}, since this processor adds integer products in pairs that 8 bits could saturate"
 RecipeLike = Mapping[str, "str | Scheme | None"] | Recipe | None
 
 
@@ -47,6 +48,12 @@ def analyze(
 
         checks.check_trained_alone(scheme, calibration, recipe, checkpoint, None)
         return trained_plan(model)
+    if scheme is None and isinstance(recipe, Recipe):
+        scheme = recipe.default
+    if scheme is None:
+        usual = backend_named("auto", checks.device_of(model))
+        plan = analyze(model, usual.scheme(calibration is not None), example_inputs, calibration, recipe, checkpoint)
+        return tell_default(plan, None)
     rules, schemes = asked_for(scheme, calibration, recipe, checkpoint)
     if example_inputs is None and calibration is None:
         return of_modules(model, rules)
@@ -80,17 +87,21 @@ def analyze(
     return plan
 
 
+def tell_default(plan: Plan, scheme: str | Scheme | None) -> Plan:
+    """The plan, with a note where qpass chose a scheme for want of an asked one that is not the usual."""
+    if scheme is None and plan.scheme is not None and plan.scheme.weight.bits < 8:
+        plan.notes.append(SEVEN_BITS.format(plan.scheme))
+    return plan
+
+
 def asked_for(
-    scheme: str | Scheme | None,
+    scheme: str | Scheme,
     calibration: Iterable[Batch] | None,
     recipe: RecipeLike,
     checkpoint: str | os.PathLike[str] | None,
 ) -> tuple[Recipe, list[Scheme]]:
     """What is asked for, and the schemes in it, for which the calibration must do."""
-    if scheme is None and isinstance(recipe, Recipe):
-        scheme = recipe.default
-    default = STATIC if calibration is not None else DYNAMIC
-    parsed = Scheme.parse(default if scheme is None else scheme)
+    parsed = Scheme.parse(scheme)
     rules = Recipe.parse(recipe, parsed)
     schemes = [parsed, *(s for _, s in rules.rules if s is not None)]
     checks.check_calibration(schemes, calibration)

@@ -38,7 +38,7 @@ THREE, RANKED, MINUTES = ("w4a16", "w8a8", None), 0.9, 3.0
 def blocks_only(known: explored.Search) -> list[Group]:
     """The groups, with tables and head in float."""
     return [
-        Group(g.name, g.sites, (FLOAT,)) if known.prepared.special & set(g.sites) else g for g in known.groups
+        g if g.name.startswith("blocks.") else Group(g.name, g.sites, (FLOAT,)) for g in known.groups
     ]  # fmt: skip
 
 
