@@ -1,4 +1,4 @@
-"""qpass.search on models of several kinds: a language model, tied weights, convolutions, a function of the model as metric."""
+"""qpass.search on models of several kinds: a language model, tied weights, convolutions, a function of the model."""
 
 import pytest
 import torch
