@@ -44,6 +44,7 @@ accuracy: $(STAMP)
 	$(BIN)/python tests/benchmarks/minilm.py --accuracy
 	$(BIN)/python tests/benchmarks/digits.py
 	$(BIN)/python tests/benchmarks/language.py
+	$(BIN)/python -m tests.benchmarks.searching
 	$(BIN)/python tests/benchmarks/training.py
 
 clean:

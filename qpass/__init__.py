@@ -13,10 +13,11 @@ from qpass import nested_ops as nested_ops
 from qpass import ops as ops  # these register torch.ops.qpass
 from qpass.errors import QpassError
 from qpass.inspect import inspect  # here, not below: its package has the same name
+from qpass.search import search  # the same
 
 if TYPE_CHECKING:
     from qpass import qat
-    from qpass.api import analyze, compile
+    from qpass.api import compile
     from qpass.backend_entry import qpass_backend
     from qpass.bits import at_bits, bits_of, set_bits
     from qpass.interchange.compressed import save_pretrained
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from qpass.legacy import quantize_dynamic
     from qpass.persist import load, save
     from qpass.plan import Decision, Plan
+    from qpass.planning import analyze
     from qpass.prepare import prepare_qat
     from qpass.schemes import Recipe, Scheme
 
@@ -33,7 +35,7 @@ WHERE = {
     "Plan": "qpass.plan",
     "Recipe": "qpass.schemes",
     "Scheme": "qpass.schemes",
-    "analyze": "qpass.api",
+    "analyze": "qpass.planning",
     "at_bits": "qpass.bits",
     "bits_of": "qpass.bits",
     "compile": "qpass.api",
@@ -68,6 +70,7 @@ __all__ = [
     "quantize_dynamic",
     "save",
     "save_pretrained",
+    "search",
     "set_bits",
 ]
 

@@ -1,10 +1,11 @@
-"""The calls a user makes: compile, analyze. Each checks its input first and leaves the caller's model untouched."""
+"""The call a user makes: compile. It checks its input first and leaves the caller's model untouched."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,27 +13,20 @@ from torch import nn
 from qpass import checks, profit
 from qpass.backends import Backend, backend_named
 from qpass.backends.cuda_graphs import check_mode
-from qpass.calibrate import Batch, Session, buffers_kept, call_arguments, gather, observe
-from qpass.decide import decide
-from qpass.decide_nested import parts_of
+from qpass.calibrate import Batch, buffers_kept, call_arguments
+from qpass.errors import QpassError
 from qpass.in_place import told_if_in_part
 from qpass.install import copy_for_packing, install, packed_weights, uninstall
 from qpass.interrupts import heard
 from qpass.memory import give_back
-from qpass.module_sites import module_sites
-from qpass.observations import Observations, Parts
 from qpass.pipeline import Settings
-from qpass.plan import Decision, Plan
-from qpass.processes import collected, listed, spread
-from qpass.resume import NOTHING_TO_RESUME, begin, part
+from qpass.plan import Plan
+from qpass.planning import RecipeLike, analyze, asked_for, of_modules, tell_default
 from qpass.runtime import all_or_nothing, attach, run_float
 from qpass.schemes import Recipe, Scheme
-from qpass.sequential import ONE_PASS, solve_in_order
 from qpass.trained import training_of
 
 LOG = logging.getLogger("qpass")
-SEVEN_BITS = "no scheme was given: {}, since this processor adds integer products in pairs that 8 bits could saturate"
-RecipeLike = Mapping[str, "str | Scheme | None"] | Recipe | None
 
 
 def compile(
@@ -47,6 +41,11 @@ def compile(
     guard: bool | None = None,
     mode: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    *,
+    max_loss: float | None = None,
+    metric: Any = None,
+    validation: Iterable[Batch] | None = None,
+    candidates: Sequence[str | Scheme | None] | None = None,
 ) -> nn.Module:
     """The same model, quantized and compiled: same class, methods and attributes, smaller weights, faster calls.
 
@@ -60,10 +59,18 @@ def compile(
     (default: only where scheme is omitted). mode: `reduce-overhead` replays CUDA graphs; a result is then valid until the
     next call. checkpoint: a directory, see `analyze`.
 
+    scheme `auto`: the smallest model that loses at most max_loss, measured on validation (default: calibration) once it is
+    compiled; candidates and metric as in `qpass.search`. Where none does, QpassError shows the best.
+
     The result is for inference: it computes no gradients, and hooks added after its first call are not run, as with
     torch.compile.
     """
     Settings.from_env()
+    if scheme == "auto":
+        _check_auto(plan, guard, model)
+        rest = (max_loss, metric, candidates, example_inputs, calibration, validation, recipe, checkpoint)
+        return _automatic(model, example_inputs, backend, mode, inplace, *rest)
+    _check_not_auto(max_loss=max_loss, metric=metric, validation=validation, candidates=candidates)
     checks.check_model(model)
     if training_of(model) is not None:
         from qpass.qat.training import lowered
@@ -72,18 +79,20 @@ def compile(
         model, plan = lowered(model, inplace)
         inplace = True
     chosen, mode = backend_named(backend, checks.device_of(model)), check_mode(mode)
+    if scheme is None and isinstance(recipe, Recipe):
+        scheme = recipe.default
     free = scheme is None and plan is None  # nothing was asked for, so float is an answer too
-    nested = plan is None and any(s.nested for s in _rules(scheme, calibration, recipe, checkpoint)[1])
     judged = free and guard is not False and example_inputs is not None
+    given = (example_inputs, calibration)
     if plan is not None:
         _check_plan(model, plan, example_inputs, scheme, calibration, recipe, checkpoint)
-    elif inplace and scheme is not None and not guard and example_inputs is None and calibration is None and not nested:
+    elif inplace and scheme is not None and not guard and (rules := _by_weight(scheme, recipe, checkpoint, *given)):
         with told_if_in_part(model), heard():
-            plan = _of_modules(model, _rules(scheme, calibration, recipe, checkpoint)[0], in_place=True)
+            plan = of_modules(model, rules, in_place=True)
     else:
         asked = chosen.scheme(calibration is not None) if scheme is None else scheme
         plan = analyze(model, asked, example_inputs, calibration, recipe, checkpoint)
-        _tell_default(plan, scheme)
+        tell_default(plan, scheme)
         profit.guard(plan, chosen, decide=free if guard is None else guard)
     target = model if inplace and not judged else copy_for_packing(model, plan.packed)
     with buffers_kept(model), buffers_kept(target), all_or_nothing(target), heard():
@@ -97,6 +106,45 @@ def compile(
     nothing = scheme is not None and not plan.quantized
     LOG.log(logging.WARNING if nothing else logging.INFO, "%s", plan.summary())
     return target
+
+
+def _by_weight(
+    scheme: str | Scheme, recipe: RecipeLike, checkpoint: str | os.PathLike[str] | None, *data: object
+) -> Recipe | None:
+    """The recipe, where it can be followed one weight after another: no data, and each weight is read at one width."""
+    if any(given is not None for given in data):
+        return None
+    rules, schemes = asked_for(scheme, None, recipe, checkpoint)
+    return None if any(s.nested for s in schemes) else rules
+
+
+def _automatic(
+    model: nn.Module, example_inputs: Batch | None, backend: str, mode: str | None, inplace: bool, *rest: Any
+) -> nn.Module:
+    """What `scheme="auto"` finds; the tries are copies of the model."""
+    from qpass.search.auto import automatic
+
+    def make(plan: Plan, inplace: bool = False) -> nn.Module:
+        return compile(model, plan=plan, example_inputs=example_inputs, backend=backend, inplace=inplace, mode=mode)
+
+    with heard():
+        found, plan = automatic(model, make, *rest)
+    return make(plan, inplace=True) if inplace else found
+
+
+def _check_auto(plan: Plan | None, guard: bool | None, model: nn.Module) -> None:
+    checks.check_module(model)
+    if plan is not None or guard or training_of(model) is not None:
+        which = "plan" if plan is not None else "guard=True" if guard else "a model that was prepared and trained"
+        raise QpassError(f"scheme='auto' finds a plan of its own, by bytes and loss; {which} does not go with it.")
+
+
+def _check_not_auto(**given: object) -> None:
+    name = next((name for name, value in given.items() if value is not None), None)
+    if name is not None:
+        raise QpassError(
+            f"{name} goes with scheme='auto', which looks for a recipe; leave it out, or pass scheme='auto'."
+        )
 
 
 def _check_plan(model: nn.Module, plan: Plan, example_inputs: Batch | None, *others: object) -> None:
@@ -153,96 +201,3 @@ def eager_call(model: nn.Module, *args: object, **kwargs: object) -> object:
     """A call without gradients."""
     with torch.no_grad():
         return model(*args, **kwargs)
-
-
-@heard()
-def analyze(
-    model: nn.Module,
-    scheme: str | Scheme | None = None,
-    example_inputs: Batch | None = None,
-    calibration: Iterable[Batch] | None = None,
-    recipe: RecipeLike = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-) -> Plan:
-    """What `compile` would do, as a Plan to print, edit, save and compile with. The model is not changed.
-
-    checkpoint: a directory that takes the decisions of each group of sites as soon as it is solved, where linears are rounded
-    in order of execution; the same call goes on from the last of them if it was interrupted. One pass over the batches
-    writes nothing there, and the plan says so. With torch.distributed, all processes call it, each with batches of its own.
-
-    A model in training (`prepare_qat`) has a plan already: it comes back with the codes and steps of now.
-    """
-    checks.check_model(model)
-    if training_of(model) is not None:
-        from qpass.qat.training import trained_plan
-
-        checks.check_trained_alone(scheme, calibration, recipe, checkpoint, None)
-        return trained_plan(model)
-    if scheme is None:
-        usual = backend_named("auto", checks.device_of(model))
-        plan = analyze(model, usual.scheme(calibration is not None), example_inputs, calibration, recipe, checkpoint)
-        return _tell_default(plan, None)
-    rules, schemes = _rules(scheme, calibration, recipe, checkpoint)
-    if any(s.nested for s in schemes) and calibration is not None:
-        calibration = listed(checks.checked(model, calibration))
-    alone = lambda r, bits: analyze(model, r.default, example_inputs, calibration, r, part(checkpoint, bits))  # noqa: E731
-    parts = parts_of(rules, alone)
-    if example_inputs is None and calibration is None:
-        return _of_modules(model, rules, parts)
-    kept = None if calibration is None else begin(model, rules, checkpoint)
-    session = Session(model)
-    session.observations.moments, session.observations.parts = calibration is not None, parts
-    with buffers_kept(model):
-        if example_inputs is not None:
-            checks.check_inputs(model, example_inputs, "example_inputs")
-            session.watching = False
-            session.run(example_inputs, "example_inputs")
-            session.watching = True
-        if calibration is None:
-            checks.check_sites(model, session.sites)
-            return decide(model, session.sites, rules, session.observations)
-        decided: dict[str, Decision] | str = ""
-        batches = checks.checked(model, calibration)
-        if any(s.in_order for s in schemes):
-            batches = listed(batches)
-            decided = solve_in_order(model, session, batches, rules, kept)
-        if isinstance(decided, str):
-            checks.check_counts(collected(lambda: observe(session, batches)))
-            checks.check_same_sites(session.sites)
-            session.observations = gather(session.observations)
-    checks.check_sites(model, session.sites)
-    if not isinstance(decided, str):
-        return decide(model, session.sites, rules, session.observations, decided)
-    plan = decide(model, session.sites, rules, session.observations, each=spread)
-    plan.notes += [ONE_PASS.format(decided)] if decided else []
-    plan.notes += [NOTHING_TO_RESUME.format(kept.directory)] if kept else []
-    return plan
-
-
-def _tell_default(plan: Plan, scheme: str | Scheme | None) -> Plan:
-    """The plan, with a note where qpass chose a scheme for want of an asked one that is not the usual."""
-    if scheme is None and plan.scheme.weight.bits < 8:
-        plan.notes.append(SEVEN_BITS.format(plan.scheme))
-    return plan
-
-
-def _rules(
-    scheme: str | Scheme,
-    calibration: Iterable[Batch] | None,
-    recipe: RecipeLike,
-    checkpoint: str | os.PathLike[str] | None,
-) -> tuple[Recipe, list[Scheme]]:
-    """What is asked for, and the schemes in it, for which the calibration must do."""
-    parsed = Scheme.parse(scheme)
-    rules = Recipe.parse(recipe, parsed)
-    schemes = [parsed, *(s for _, s in rules.rules if s is not None)]
-    checks.check_calibration(schemes, calibration)
-    checks.check_checkpoint(checkpoint, calibration)
-    return rules, schemes
-
-
-def _of_modules(model: nn.Module, rules: Recipe, parts: Parts | None = None, in_place: bool = False) -> Plan:
-    """The plan of a model that is not run. parts: of nested weights. in_place: its weights are packed on the way."""
-    found = module_sites(model)
-    checks.check_sites(model, found, ran=False)
-    return decide(model, found, rules, Observations(parts=parts or {}), in_place=in_place)

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,13 +118,17 @@ class Decision:
 
 @dataclass
 class Plan:
-    """Site name -> Decision, in the order of the model's execution. attention: its dtype, None for the model's own."""
+    """Site name -> Decision, in the order of the model's execution. attention: its dtype, None for the model's own.
+
+    front: of the search that chose the recipe, as plain values (search/front.py).
+    """
 
     scheme: Scheme
     decisions: dict[str, Decision] = field(default_factory=dict)
     parameters: int = 0
     attention: torch.dtype | None = None
     notes: list[str] = field(default_factory=list)
+    front: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Decision]:
         return iter(self.decisions.values())

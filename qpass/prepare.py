@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from qpass.api import RecipeLike, analyze
 from qpass.calibrate import Batch, buffers_kept, evaluating
 from qpass.checks import check_module, check_one_width
 from qpass.errors import QpassError, nearest
 from qpass.memory import give_back
 from qpass.passes.other_sites import LOOKUP
 from qpass.plan import Plan
+from qpass.planning import RecipeLike, analyze
 from qpass.qat.subgradients import method_named
 from qpass.qat.training import install_training, trainable
 from qpass.schemes import Recipe, Scheme

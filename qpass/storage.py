@@ -160,13 +160,14 @@ def plan_to_data(plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors |= {f"{d.site}|{key}": t for key, t in found.items() if t is not None}
     attention = None if plan.attention is None else str(plan.attention).removeprefix("torch.")
     data = {"scheme": str(plan.scheme), "parameters": plan.parameters, "attention": attention, "notes": plan.notes}
-    return data | {"decisions": decisions}, tensors
+    return data | {"front": plan.front, "decisions": decisions}, tensors
 
 
 def plan_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Plan:
     """The plan that plan_to_data wrote down."""
     attention = getattr(torch, data["attention"]) if data["attention"] else None
     plan = Plan(Scheme.parse(data["scheme"]), {}, data["parameters"], attention, list(data["notes"]))
+    plan.front = data.get("front")
     for entry in data["decisions"]:
         held = {key: tensors.get(f"{entry['site']}|{key}") for key in (*PACKED, *TENSORS)}
         packed = None

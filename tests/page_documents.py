@@ -12,6 +12,10 @@ LEVELS = (
 )
 LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
            "mlp.down_proj")  # fmt: skip
+FRONT = {
+    "unit": "bytes", "metric": "kl", "points": [{"cost": 10.0 + i, "loss": 4.0**-i} for i in range(8)],
+    "chosen": {"cost": 13.0, "predicted": 4.0**-3, "loss": 0.01},
+}  # fmt: skip
 NORM = ("pow", "mean", "add", "rsqrt", "mul", "mul")
 ROTARY = ("slice", "slice", "neg", "cat", "mul", "mul", "add")
 
@@ -130,7 +134,8 @@ def document(layers=2, extra=0, model="LlamaForCausalLM"):
     levels = [level(name, after, layers, extra) for name, after in LEVELS]
     passes = [{"name": after, "level": name, "edits": 7, "seconds": 0.01} for name, after in LEVELS]
     graph = {"name": "graph0", "seconds": 1.25, "passes": passes, "levels": levels}
-    return {"format": "qpass-report", "version": 1, "summary": summary, "sites": sites, "graphs": [graph]}
+    return {"format": "qpass-report", "version": 1, "summary": summary, "sites": sites, "graphs": [graph],
+            "front": FRONT}  # fmt: skip
 
 
 def large():

@@ -70,7 +70,7 @@ def test_a_metric_that_fails_names_the_site(block):
 
     def late(*_):
         calls.append(0)
-        return 1.0 if len(calls) < 3 else float("inf")
+        return 1.0 if len(calls) < 4 else float("inf")
 
     with pytest.raises(qpass.QpassError, match=r"metric late, with up:linear\.0 alone left float: it returned inf"):
         qpass.inspect(q, model, data[0], metric=late, alone=True)

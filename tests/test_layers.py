@@ -20,9 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("", "__main__", "api", "backend_entry", "cli", "demo", "interchange", "legacy", "persist", "prepare",
      "texts"),
+    ("search",),
     ("inspect",),
     ("bits", "calibrate", "checks", "decide", "decide_conv", "decide_linear", "decide_nested", "decide_site",
-     "decide_tables", "in_place", "module_sites", "profit", "qat", "resume", "runtime", "sequential", "simulate",
+     "decide_tables", "in_place", "module_sites", "planning", "profit", "qat", "resume", "runtime", "sequential", "simulate",
      "timing", "walk", "watch"),
     ("passes", "backends", "solvers"),
     ("pipeline", "verify"),

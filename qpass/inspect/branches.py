@@ -1,17 +1,17 @@
-r"""The outputs of a graph with one site quantized, and with all but one: each computed from that site on only.
+r"""The outputs of a graph with a few sites other than in a base run: each computed from the first of these sites on only.
 
-    float run       x --- a --- [site] --- b --- y_float
-    alone                           \--- quantized product --- b --- y           the values in front are float's
-    quantized run   x --- a' -- [site] --- b' -- y_all
-    without                         \--- float product ------- b' -- y           the values in front are the quantized ones'
+    base run, float       x --- a --- [site] --- b --- y_float
+    alone                                 \--- quantized product --- b --- y       the values in front are float's
+    base run, quantized   x --- a' -- [site] --- b' -- y_all
+    without                               \--- float product ------- b' -- y       the values in front are the quantized ones'
 
-The two runs go through the graph side by side, node by node, and hold what is still to be read; a branch takes these values,
-goes on to the end by itself, and is dropped. So N sites cost about N runs instead of 2 N, and memory is that of three.
+The base run goes through the graph node by node and holds what is still to be read; a branch takes these values, goes on to
+the end by itself, and is dropped. So N branches cost about N / 2 runs, and memory is that of two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,72 +77,80 @@ def sites_of(nodes: Mapping[str, fx.Node], products: Products) -> dict[fx.Node, 
     return {node: products.decisions[name] for node, name in named.items() if name in products.decisions}
 
 
-class Chosen(fx.Interpreter):
-    """Runs a graph with the sites of `chosen` quantized."""
+Assigned = Mapping[str, "Products | None"]  # site -> whose product stands for its own; None, and sites not named: float
 
-    def __init__(
-        self, graph: fx.GraphModule, nodes: Mapping[str, fx.Node], products: Products, chosen: frozenset[str]
-    ) -> None:
+
+class Chosen(fx.Interpreter):
+    """Runs a graph with some sites quantized."""
+
+    def __init__(self, graph: fx.GraphModule, nodes: Mapping[str, fx.Node], chosen: Assigned) -> None:
         super().__init__(graph)
         self.extra_traceback = False
-        self.products, self.chosen = products, chosen
-        self.decided = sites_of(nodes, products)
+        self.chosen = chosen
+        self.named = {node: name for name, node in nodes.items() if node.meta.get("site") == name}
 
     def run_node(self, n: fx.Node) -> Any:
         """One node, in integers' stead where its site is chosen."""
-        d = self.decided.get(n)
-        return self.quantized(n, d) if d is not None and d.site in self.chosen else super().run_node(n)
-
-    def quantized(self, n: fx.Node, d: Decision) -> Tensor:
-        """A site's node of the current values, quantized."""
-        return self.products(d, n, self.fetch_args_kwargs_from_env(n)[0])
+        site = self.named.get(n, "")
+        products = self.chosen.get(site)
+        d = None if products is None else products.decisions.get(site)
+        if products is None or d is None:
+            return super().run_node(n)
+        return products(d, n, self.fetch_args_kwargs_from_env(n)[0])
 
 
 class Branches(Chosen):
-    """The runs of one call of a graph; args: one for each placeholder. The graph must not write to what it is given."""
+    """The runs of one call of a graph. The graph must not write to what it is given.
+
+    args: one for each placeholder. base: the sites that are quantized in the base run. variants: key -> what it changes.
+    """
 
     def __init__(
-        self, graph: fx.GraphModule, nodes: Mapping[str, fx.Node], products: Products, args: Sequence[Any]
+        self,
+        graph: fx.GraphModule,
+        nodes: Mapping[str, fx.Node],
+        args: Sequence[Any],
+        base: Assigned,
+        variants: Mapping[Hashable, Assigned],
     ) -> None:
-        super().__init__(graph, nodes, products, frozenset(products.decisions))
+        super().__init__(graph, nodes, base)
+        self.base, self.variants = base, variants
         self.order = list(graph.graph.nodes)
         given = [node for node in self.order if node.op == "placeholder"]
         self.given = dict(zip(given, args, strict=True))
 
-    def outputs(self) -> Iterator[tuple[str, str, Any]]:
-        """(site, "alone" or "without", the graph's outputs) of every quantized site."""
-        real, rounded = dict(self.given), dict(self.given)
+    def outputs(self) -> Iterator[tuple[Any, Any]]:
+        """(key, the graph's outputs) of every variant, in the order of the graph."""
+        env, starts = dict(self.given), self._starts()
         for at, node in enumerate(self.order[:-1]):
             if node.op == "placeholder":
                 continue
             stop_if_asked()
-            d = self.decided.get(node)
-            floats, codes = self._float(node, real), self._all(node, rounded)
-            if d is not None:
-                alone, without = self._all(node, real), self._float(node, rounded)
-                yield d.site, "alone", self._on(at, {**real, node: alone}, quantize=False)
-                yield d.site, "without", self._on(at, {**rounded, node: without}, quantize=True)
-            for env, value in ((real, floats), (rounded, codes)):
-                env[node] = value
-                self._forget(node, env)
+            for key in starts.get(node, ()):
+                yield key, self._on(at, dict(env), {**self.base, **self.variants[key]})
+            env[node] = self._run(node, env, self.base)
+            self._forget(node, env)
 
-    def _on(self, at: int, env: dict[fx.Node, Any], quantize: bool) -> Any:
-        """The outputs, the values up to node `at` being known."""
-        self._forget(self.order[at], env)
-        run = self._all if quantize else self._float
+    def _starts(self) -> dict[fx.Node, list[Hashable]]:
+        """Node -> the variants whose first site it is; a variant none of whose sites is in the graph begins with it."""
+        begin = next(node for node in self.order if node.op != "placeholder")
+        found: dict[fx.Node, list[Hashable]] = {}
+        for key, changes in self.variants.items():
+            first = next((node for node in self.order if self.named.get(node) in changes), begin)
+            found.setdefault(first, []).append(key)
+        return found
+
+    def _on(self, at: int, env: dict[fx.Node, Any], chosen: Assigned) -> Any:
+        """The outputs, the values in front of node `at` being known."""
         with torch.no_grad():
-            for node in self.order[at + 1 : -1]:
+            for node in self.order[at:-1]:
                 if node.op != "placeholder":
-                    env[node] = run(node, env)
+                    env[node] = self._run(node, env, chosen)
                     self._forget(node, env)
         return fx.node.map_arg(self.order[-1].args[0], env.__getitem__)
 
-    def _float(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
-        self.env = env
-        return fx.Interpreter.run_node(self, node)
-
-    def _all(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
-        self.env = env
+    def _run(self, node: fx.Node, env: dict[fx.Node, Any], chosen: Assigned) -> Any:
+        self.env, self.chosen = env, chosen
         return self.run_node(node)
 
     def _forget(self, node: fx.Node, env: dict[fx.Node, Any]) -> None:

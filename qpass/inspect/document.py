@@ -35,6 +35,7 @@ def document(report: Known, limited: bool = True) -> dict[str, Any]:
         "summary": summary(report),
         "sites": sites(report),
         "graphs": [_graph(record) for record in report.records],
+        "front": report.plan.front,
     }
 
 

@@ -10,25 +10,24 @@ Batches are looked at one by one and forgotten; the iterable may be a generator.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from qpass.calibrate import Batch, Caught, Session, buffers_kept, evaluating, shown
+from qpass.calibrate import Batch, buffers_kept, evaluating, shown
 from qpass.checks import check_inputs, check_plan_fits
 from qpass.errors import QpassError
-from qpass.inspect.branches import Branches, Chosen, Products, sites_of
+from qpass.inspect.branches import Assigned, Products, sites_of
 from qpass.inspect.figures import SiteError, Sums
 from qpass.inspect.metric import Function, Losses
+from qpass.inspect.replay import Replay
 from qpass.interrupts import heard
 from qpass.padding import unpadded
 from qpass.passes.other_sites import LOOKUP
 from qpass.plan import Decision, Plan
 from qpass.source_lines import SourceLine, source_lines
-from qpass.walk import mutates
 
 NO_BATCHES = (
     "batches brings nothing to measure on; pass at least one (a generator gives its batches once: make a new one)."
@@ -83,79 +82,31 @@ def measure(
     return probe.finish(count)
 
 
-class Probe(Session):
-    """A session whose graphs run in one of several ways: which sites are quantized, or with outputs known before."""
+class Probe(Replay):
+    """Runs batches in float, each site in integers beside, and with other sites quantized as is asked for."""
 
     def __init__(self, model: nn.Module, plan: Plan, losses: Losses) -> None:
         self.plan, self.losses, self.products = plan, losses, Products(plan)
         self.sums: dict[str, Sums] = {}
-        self.chosen: frozenset[str] | None = None  # None: float, and each site in integers beside
-        self.answer: list[Any] = []  # a graph's outputs, in place of a run
         super().__init__(model)
 
-    def interpreter(self, graph: fx.GraphModule, nodes: dict[str, fx.Node]) -> Any:
-        """What runs a graph: now, as the probe is set."""
-        if self.answer:
-            return _Known(self.answer[0])
-        if self.chosen is not None:
-            return Chosen(graph, nodes, self.products, self.chosen)
+    def plain(self, graph: fx.GraphModule, nodes: dict[str, fx.Node]) -> fx.Interpreter:
+        """Float, and each site in integers beside."""
         return _Beside(graph, nodes, self)
 
     def measure(self, batch: Batch, what: str, together: bool, alone: bool) -> None:
         """Adds what one batch shows. together: the loss of all sites; alone: also those of each."""
-        self.entered.clear()
         self.products.forget()
-        wanted = self.run(batch, what)
-        graphs = list(self.entered)
+        wanted = self.first(batch, what)
+        everything: Assigned = dict.fromkeys(self.products.decisions, self.products)
         if together or alone:
-            everything = frozenset(self.products.decisions)
-            self.losses.add(ALL, self._with(everything, batch, what), wanted, self.mask)
-        if alone and len(graphs) == 1 and not mutates(self.graphs[graphs[0]][0]):
-            self._branches(batch, what, wanted)
-        elif alone:
-            self._calls(batch, what, wanted)
-
-    def _with(self, chosen: frozenset[str], batch: Batch, what: str) -> Any:
-        self.chosen = chosen
-        try:
-            return self.run(batch, what)
-        finally:
-            self.chosen = None
-
-    def _branches(self, batch: Batch, what: str, wanted: Any) -> None:
-        """The losses of each site where a call is one graph: from the site on."""
-        index, args = self._caught(batch, what)
-        graph, nodes, lifted = self.graphs[index]
-        for site, which, outputs in Branches(graph, nodes, self.products, (*args, *lifted)).outputs():
-            with self._answering(outputs):
-                self.losses.add((site, which), self.run(batch, what), wanted, self.mask)
-
-    def _caught(self, batch: Batch, what: str) -> tuple[int, tuple[Any, ...]]:
-        self.catching = True
-        try:
-            self.run(batch, what)
-        except Caught as found:
-            return found.index, found.given
-        finally:
-            self.catching = False
-        raise QpassError(
-            f"{what}: the model did not come to its graph a second time; its forward changes what it does."
-        )
-
-    @contextmanager
-    def _answering(self, outputs: Any):
-        self.answer.append(outputs)
-        try:
-            yield
-        finally:
-            self.answer.clear()
-
-    def _calls(self, batch: Batch, what: str, wanted: Any) -> None:
-        """The losses of each site where a call is several graphs, or writes to its inputs: a whole call each."""
-        everything = frozenset(self.products.decisions)
-        for site in self.sums:
-            for which, chosen in (("alone", frozenset([site])), ("without", everything - {site})):
-                self.losses.add((site, which), self._with(chosen, batch, what), wanted, self.mask)
+            self.losses.add(ALL, self.quantized(everything, batch, what), wanted, self.mask)
+        if alone:
+            single: Mapping[Any, Assigned] = {(site, "alone"): {site: self.products} for site in self.sums}
+            others: Mapping[Any, Assigned] = {(site, "without"): {site: None} for site in self.sums}
+            for base, variants in (({}, single), (everything, others)):
+                for key, output in self.variants(batch, what, base, variants):
+                    self.losses.add(key, output, wanted, self.mask)
 
     def finish(self, batches: int) -> Measured:
         """All that was measured."""
@@ -170,17 +121,6 @@ class Probe(Session):
             notes.append("losses count the sites; that convolutions leave their values as integers is not part of them")
         named = ((name, node) for _, nodes, _ in self.graphs for name, node in nodes.items())
         return Measured(errors, self.losses.chosen or None, of(*ALL), batches, tuple(notes), source_lines(dict(named)))
-
-
-class _Known:
-    """Stands for an interpreter: the outputs are there."""
-
-    def __init__(self, outputs: Any) -> None:
-        self.outputs = outputs
-
-    def run(self, *args: Any) -> Any:
-        """The outputs."""
-        return self.outputs
 
 
 class _Beside(fx.Interpreter):

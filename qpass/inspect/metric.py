@@ -48,7 +48,7 @@ def name_of(metric: Function) -> str:
 
 @dataclass
 class Losses:
-    """Losses of several runs against float, each by its key: (site, "alone" or "without"), or ("", "all")."""
+    """Losses of several runs against float, each by its key: (site, "alone", "without" or a scheme), or ("", "all")."""
 
     metric: str | Function
     sums: dict[tuple[str, str], Pairs] = field(default_factory=dict)
@@ -74,26 +74,26 @@ class Losses:
         if not isinstance(self.metric, str):
             self.chosen = name_of(self.metric)
             return [(_value(self.metric, key, output, wanted), 1.0)]
-        logits = _logits(wanted)
+        logits = logits_of(wanted)
         self.chosen = self.metric if self.metric != "auto" else "squared error" if logits is None else "kl"
-        found, floats = _tensors(output), _tensors(wanted)
+        found, floats = tensors_of(output), tensors_of(wanted)
         if not floats:
             raise QpassError(
                 f"the model's output is a {type(wanted).__name__} without a float tensor in it; pass metric=, a function of "
                 "(output, float output) that returns a number."
             )
         if self.chosen == "kl":
-            pair = (_logits(output), logits) if logits is not None else (found[0], floats[0])
+            pair = (logits_of(output), logits) if logits is not None else (found[0], floats[0])
             return [_kl(*(unpadded(t, mask) for t in pair))]
         return [_squared(unpadded(a, mask), unpadded(b, mask)) for a, b in zip(found, floats, strict=True)]
 
 
-def _logits(output: Any) -> Tensor | None:
+def logits_of(output: Any) -> Tensor | None:
     held = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     return held if isinstance(held, Tensor) else None
 
 
-def _tensors(output: Any) -> list[Tensor]:
+def tensors_of(output: Any) -> list[Tensor]:
     leaves = torch.utils._pytree.tree_leaves(output)
     return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
 
@@ -114,11 +114,8 @@ def _kl(found: Tensor, wanted: Tensor) -> tuple[float, float]:
 
 def _value(metric: Function, key: tuple[str, str], output: Any, wanted: Any) -> float:
     site, which = key
-    run = (
-        f"with {site} {'alone quantized' if which == 'alone' else 'alone left float'}"
-        if site
-        else "with all sites quantized"
-    )
+    said = {"alone": f"{site} alone quantized", "without": f"{site} alone left float", "all": "all sites quantized"}
+    run = f"with {said.get(which, f'{site} alone quantized to {which}')}"
     place = f"metric {name_of(metric)}, {run}"
     try:
         value = metric(output, wanted)

@@ -106,3 +106,21 @@ export function scatter(pairs) {
   const diagonal = drawn("path", { class: "diagonal", d: `M${x(from)} ${y(from)}L${x(to)} ${y(to)}` });
   return frame(height, `${plural(points.length, "output value")}, quantized over float`, x, y, diagonal, ...points);
 }
+
+/** The least loss at each cost, with a ring where the recipe was chosen; the losses by their logarithm. */
+export function frontChart({ unit: kind, metric, points, chosen }) {
+  const height = 190;
+  const here = chosen.loss ?? chosen.predicted;
+  const costs = [...points.map((point) => point.cost), chosen.cost];
+  const losses = [...points.map((point) => point.loss), here].filter((loss) => loss > 0);
+  const [low, high] = losses.length ? d3.extent(losses) : [1, 10];
+  const x = d3.scaleLinear(d3.extent(costs), [MARGIN.left, WIDTH - MARGIN.right]).nice();
+  const y = d3.scaleLog(low < high ? [low, high] : [low / 2, low * 2], [height - MARGIN.bottom, MARGIN.top]).clamp(true);
+  const at = (loss) => y(Math.max(loss, low));
+  const line = points.map((point, i) => `${i ? "L" : "M"}${x(point.cost)} ${at(point.loss)}`).join("");
+  const dots = points.map((point) => drawn("circle", { cx: x(point.cost), cy: at(point.loss), r: 2.6 }));
+  const ring = drawn("circle", { class: "ring", cx: x(chosen.cost), cy: at(here), r: 6 });
+  const said = `${metric} over ${kind}: ${plural(points.length, "recipe")} of least loss; chosen at ${number(chosen.cost)}, losing ${number(here)}`;
+  const few = Object.assign((value) => y(value), { ticks: () => y.ticks(3).filter((_, i, all) => i % Math.ceil(all.length / 4) === 0) });
+  return frame(height, said, x, few, drawn("path", { class: "front", d: line }), ...dots, ring);
+}

@@ -1,5 +1,6 @@
 // What the whole came to: coverage, size, loss, time.
 
+import { frontChart } from "./charts.js";
 import { report } from "./data.js";
 import { byId, element } from "./dom.js";
 import { bytes, count, DASH, number, percent, plural, ratio, unit } from "./format.js";
@@ -13,6 +14,14 @@ export function showSummary() {
   byId("summary").append(element("div", { class: "cards" }, ...cards(summary)));
   const { notes } = summary;
   if (notes.length) byId("summary").append(element("ul", { class: "notes", tabindex: notes.length > 3 ? 0 : null }, ...notes.map((text) => element("li", { text }))));
+  if (report.front) byId("summary").append(frontOf(report.front));
+}
+
+function frontOf(front) {
+  const { chosen, metric, unit: kind } = front;
+  const found = chosen.loss === null ? "not measured" : `${number(chosen.loss)} measured`;
+  const note = `The least ${metric} at each cost in ${kind}, as predicted; the ring is this recipe: ${number(chosen.predicted)} predicted, ${found}.`;
+  return element("details", { class: "front" }, element("summary", { text: `Front: ${metric} over ${kind}` }), frontChart(front), element("p", { class: "card-more", text: note }));
 }
 
 function cards(summary) {
