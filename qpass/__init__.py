@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from qpass.plan import Decision, Plan
     from qpass.prepare import prepare_qat
     from qpass.schemes import Recipe, Scheme
+    from qpass.serving.recalibrate import recalibrate
+    from qpass.serving.start import monitor
 
 # name -> the module that has it, loaded when the name is first asked for
 WHERE = {
@@ -35,9 +37,11 @@ WHERE = {
     "compile": "qpass.api",
     "export": "qpass.interchange.export",
     "load": "qpass.persist",
+    "monitor": "qpass.serving.start",
     "prepare_qat": "qpass.prepare",
     "qpass_backend": "qpass.backend_entry",
     "quantize_dynamic": "qpass.legacy",
+    "recalibrate": "qpass.serving.recalibrate",
     "save": "qpass.persist",
     "save_pretrained": "qpass.interchange.compressed",
 }
@@ -54,11 +58,13 @@ __all__ = [
     "export",
     "inspect",
     "load",
+    "monitor",
     "ops",
     "prepare_qat",
     "qat",
     "qpass_backend",
     "quantize_dynamic",
+    "recalibrate",
     "save",
     "save_pretrained",
 ]

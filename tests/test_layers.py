@@ -20,16 +20,17 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("", "__main__", "api", "backend_entry", "cli", "demo", "interchange", "legacy", "persist", "prepare",
      "texts"),
-    ("inspect",),
+    ("inspect", "serving"),
     ("calibrate", "checks", "decide", "decide_conv", "decide_linear", "decide_site", "decide_tables", "in_place",
-     "module_sites", "profit", "qat", "resume", "runtime", "sequential", "simulate", "timing", "walk", "watch"),
+     "module_sites", "profit", "qat", "resume", "runtime", "self_watched", "sequential", "served",
+     "simulate", "timing", "walk", "watch"),
     ("passes", "backends", "solvers"),
     ("pipeline", "verify"),
     ("canonical", "capture", "convolutions", "graph_text", "graphs", "guards", "install", "products", "rewrite",
      "sites", "source_lines", "trained"),
     ("conv_ops", "observations", "ops", "packing", "padding", "patches", "plan", "schemes", "shards", "shared",
      "storage"),
-    ("affine", "arity", "geometry", "histogram", "qtype", "range_choice", "ranges", "scheme_words", "sizes"),
+    ("affine", "arity", "geometry", "histogram", "qtype", "range_choice", "ranges", "scheme_words", "seen", "sizes"),
     ("errors", "files", "interrupts", "memory", "processes"),
 )
 # fmt: on
