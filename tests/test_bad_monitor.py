@@ -193,6 +193,7 @@ def test_a_plan_of_before_there_were_monitors(tmp_path):
         q(x)
     assert {r.status for r in m.report()} == {"unknown"}
     assert "holds no histogram of calibration for 2 of its inputs" in str(m)
+    m.reset()
     for x in batches(20, SHAPE):
         q(x * 5)
     assert m.report().drifting

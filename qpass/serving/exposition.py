@@ -61,7 +61,8 @@ def respond(text: Callable[[], str], environ: Mapping[str, Any], start_response:
     """One request of WSGI (PEP 3333): GET and HEAD get the text of now, other methods 405."""
     method = environ.get("REQUEST_METHOD", "GET")
     if method not in ("GET", "HEAD"):
-        start_response("405 Method Not Allowed", [("Allow", "GET, HEAD"), ("Content-Length", "0")])
+        headers = [("Allow", "GET, HEAD"), ("Content-Type", CONTENT_TYPE), ("Content-Length", "0")]
+        start_response("405 Method Not Allowed", headers)
         return [b""]
     body = text().encode()
     start_response("200 OK", [("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(body)))])
