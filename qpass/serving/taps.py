@@ -2,9 +2,13 @@
 
     canonical graph > simplify > annotate > migrate > insert-qdq        then node by node, on the inputs of a call
 
-At this level everything that is quantized stands in the graph as quantize and dequantize, so a tap sees the value, with its
-factors and shifts, that the compiled graph quantizes; up to the rounding of its own arithmetic. What a graph writes to is
-copied first, so the call itself finds everything as it was. Padding is left out (padding.py).
+At this level everything that is quantized stands in the graph as quantize and dequantize: a tap sees the value, with its
+factors and shifts, that the compiled graph quantizes. Behind a tap the value goes on as it is, neither rounded nor clipped: as
+it did in calibration, and as it will once every input has limits that suit it. (An input whose channels are split goes on
+clipped: its copies count on that.) So one input that is clipped does not make those behind it look as if they had drifted,
+and new limits of all can be chosen at once.
+
+What a graph writes to is copied first, so the call itself finds everything as it was. Padding is left out (padding.py).
 """
 
 from __future__ import annotations
@@ -78,6 +82,7 @@ class Watcher(fx.Interpreter):
             if node.target is Q.quantize.default and (sites := _static(node, plan))
         }
         self.order = [n for n in graph.graph.nodes if n.op != "output"]
+        self.bare = {node for node, tap in self.taps.items() if tap.decision.input_extra is None}
         last = max((i for i, n in enumerate(self.order) if n in self.taps), default=-1)
         self.order = self.order[: last + 1]
 
@@ -94,12 +99,20 @@ class Watcher(fx.Interpreter):
                     if tap is not None:
                         x = self.env[node.args[0]]
                         found[tap.site] = found.get(tap.site, Stats()).merge(_stats(tap, x, mask, at))
-                    self.env[node] = self.run_node(node)
+                    self.env[node] = self._passed(node)
                     for last in self.user_to_last_uses.get(node, ()):
                         self.env.pop(last, None)
         finally:
             self.env = {}
         return found
+
+    def _passed(self, node: fx.Node) -> Any:
+        """What a node gives; codes of a tap, and what they stand for, are the value itself."""
+        if node in self.bare:
+            return self.env[node.args[0]]
+        if node.target is Q.dequantize.default and node.args[0] in self.bare:
+            return self.env[node.args[0]].to(node.args[4])
+        return self.run_node(node)
 
 
 def _draws(graph: fx.GraphModule) -> bool:
