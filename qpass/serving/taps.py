@@ -2,9 +2,9 @@
 
     canonical graph > simplify > annotate > migrate > insert-qdq        then node by node, on the inputs of a call
 
-At this level everything that is quantized stands in the graph as quantize and dequantize: a tap sees the value, with its
-factors and shifts, that the compiled graph quantizes. Behind a tap the value goes on as it is, neither rounded nor clipped: as
-it did in calibration, and as it will once every input has limits that suit it. (An input whose channels are split goes on
+At this level everything that is quantized stands in the graph as quantize and dequantize: a tap sees the value with its
+factors and shifts, that the compiled graph quantizes. Behind a tap the value goes on as it is, neither rounded nor clipped:
+as it did in calibration, and as it will once every input has limits that suit it. (An input whose channels are split goes on
 clipped: its copies count on that.) So one input that is clipped does not make those behind it look as if they had drifted,
 and new limits of all can be chosen at once.
 
