@@ -13,7 +13,7 @@ import random
 import threading
 from dataclasses import dataclass, field
 
-FIRST = 8.0  # calls that the first look is taken to cost
+FIRST = 16.0  # calls that the first look is taken to cost
 WARM = 2  # calls that are not looked at
 
 

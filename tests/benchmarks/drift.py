@@ -180,7 +180,7 @@ def alarms() -> list[tuple[str, ...]]:
 def regained(name: str, scheme: str = "w8a8") -> list[tuple[str, ...]]:
     """Agreement before, lost, and after a recalibration."""
     bench = Texts() if name == "minilm" else Images()
-    q = bench.compiled(scheme, "reference")
+    q = bench.compiled(scheme, "auto" if name == "minilm" else "reference")
     usual = (bench.usual,) if name == "minilm" else (bench.usual, bench.usual_labels)
     shifted = (bench.shifted,) if name == "minilm" else (bench.shifted, bench.labels)
     steps = {"usual data": bench.agreement(q, *usual), "shifted data": bench.agreement(q, *shifted)}
@@ -189,11 +189,9 @@ def regained(name: str, scheme: str = "w8a8") -> list[tuple[str, ...]]:
             q(batch) if isinstance(batch, Tensor) else q(**batch)
         report = m.report()
         start = time.perf_counter()
-        r = qpass.recalibrate(q, m)
+        qpass.recalibrate(q, m)
         seconds = time.perf_counter() - start
     steps["recalibrated"] = bench.agreement(q, *shifted)
-    r.undo()
-    assert bench.agreement(q, *shifted) == steps["shifted data"]
     keys = list(steps["usual data"])
     rows = [
         (f"{name}, {scheme}", *keys),
