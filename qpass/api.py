@@ -30,7 +30,7 @@ from qpass.sequential import ONE_PASS, solve_in_order
 from qpass.trained import training_of
 
 LOG = logging.getLogger("qpass")
-STATIC, DYNAMIC = "w8a8", "w8a8-dynamic"
+SEVEN_BITS = "no scheme was given: {}, since this processor adds integer products in pairs that 8 bits could saturate"
 RecipeLike = Mapping[str, "str | Scheme | None"] | Recipe | None
 
 
@@ -50,7 +50,8 @@ def compile(
     """The same model, quantized and compiled: same class, methods and attributes, smaller weights, faster calls.
 
     scheme: `w8a8` (static int8 inputs), `w8a8-dynamic` (per row, at run time), `w8a16` (weights alone); omitted: static
-    where calibration is given, else dynamic, and float where integers are slower. example_inputs and each item of
+    where calibration is given, else dynamic (`w7a8` on processors whose 8-bit products saturate), and float where integers
+    are slower. example_inputs and each item of
     calibration: a tensor, a tuple (positional) or a mapping (keywords). recipe: module-path globs to a scheme or None
     (float); the first match wins. plan: from `analyze` or `Plan.load`, instead of scheme, calibration and recipe.
     inplace: pack the weights of this very model instead of a copy, without data one by one, in the float model's own memory.
@@ -78,7 +79,9 @@ def compile(
         with told_if_in_part(model), heard():
             plan = _of_modules(model, _rules(scheme, calibration, recipe, checkpoint)[0], in_place=True)
     else:
-        plan = analyze(model, scheme, example_inputs, calibration, recipe, checkpoint)
+        asked = chosen.scheme(calibration is not None) if scheme is None else scheme
+        plan = analyze(model, asked, example_inputs, calibration, recipe, checkpoint)
+        _tell_default(plan, scheme)
         profit.guard(plan, chosen, decide=free if guard is None else guard)
     target = model if inplace and not judged else copy_for_packing(model, plan.packed)
     with buffers_kept(model), buffers_kept(target), all_or_nothing(target), heard():
@@ -173,6 +176,10 @@ def analyze(
 
         checks.check_trained_alone(scheme, calibration, recipe, checkpoint, None)
         return trained_plan(model)
+    if scheme is None:
+        usual = backend_named("auto", checks.device_of(model))
+        plan = analyze(model, usual.scheme(calibration is not None), example_inputs, calibration, recipe, checkpoint)
+        return _tell_default(plan, None)
     rules, schemes = _rules(scheme, calibration, recipe, checkpoint)
     if example_inputs is None and calibration is None:
         return _of_modules(model, rules)
@@ -206,15 +213,21 @@ def analyze(
     return plan
 
 
+def _tell_default(plan: Plan, scheme: str | Scheme | None) -> Plan:
+    """The plan, with a note where qpass chose a scheme for want of an asked one that is not the usual."""
+    if scheme is None and plan.scheme.weight.bits < 8:
+        plan.notes.append(SEVEN_BITS.format(plan.scheme))
+    return plan
+
+
 def _rules(
-    scheme: str | Scheme | None,
+    scheme: str | Scheme,
     calibration: Iterable[Batch] | None,
     recipe: RecipeLike,
     checkpoint: str | os.PathLike[str] | None,
 ) -> tuple[Recipe, list[Scheme]]:
     """What is asked for, and the schemes in it, for which the calibration must do."""
-    default = STATIC if calibration is not None else DYNAMIC
-    parsed = Scheme.parse(default if scheme is None else scheme)
+    parsed = Scheme.parse(scheme)
     rules = Recipe.parse(recipe, parsed)
     schemes = [parsed, *(s for _, s in rules.rules if s is not None)]
     checks.check_calibration(schemes, calibration)

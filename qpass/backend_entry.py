@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qpass.backends import backend_named
+from qpass.backends import Backend, backend_named
 from qpass.backends.cuda_graphs import check_mode
 from qpass.capture import capture, held
 from qpass.checks import check_calibration, check_plan_alone, check_plan_fits
@@ -53,13 +53,13 @@ def qpass_backend(
     names = {id(v): _path(n) for n, v in zip(placeholders, inputs, strict=True) if _is_weight(n, v)}
     names |= {id(value): _held_path(gm, name) for name, value in held(gm).items()}
     weights = {names[id(v)]: v for v in (*inputs, *held(gm).values()) if id(v) in names}
+    chosen = backend_named(given.get("backend", "auto"), device)
     plan = given.get("plan")
     if plan is None:
-        plan = _plan(gm, inputs, names, weights, given)
+        plan = _plan(gm, inputs, names, weights, given, chosen)
     else:
         check_plan_alone(plan, given.get("scheme"), given.get("recipe"))
         check_plan_fits(plan, weights, None)
-    chosen = backend_named(given.get("backend", "auto"), device)
     runtime = Runtime(plan, chosen, tensors=names, mode=check_mode(given.get("mode", mode)))
     return runtime(gm, inputs)
 
@@ -84,10 +84,12 @@ def _clean(source: str) -> str:
     return ITEM.sub(lambda m: "." + (m.group(1) or m.group(2)), ROOT.sub("", source)).strip(".")
 
 
-def _plan(gm, inputs, names: Mapping[int, str], weights: Mapping[str, Tensor], given: Mapping[str, Any]) -> Plan:
+def _plan(
+    gm, inputs, names: Mapping[int, str], weights: Mapping[str, Tensor], given: Mapping[str, Any], backend: Backend
+) -> Plan:
     if "scheme" not in given and "recipe" not in given and _is_quantized(gm):
-        return Plan(Scheme.parse("w8a8-dynamic"))
-    scheme = Scheme.parse(given.get("scheme", "w8a8-dynamic"))
+        return Plan(Scheme.parse(backend.scheme(static=False)))
+    scheme = Scheme.parse(given.get("scheme", backend.scheme(static=False)))
     recipe = Recipe.parse(given.get("recipe"), scheme)
     check_calibration([scheme, *(s for _, s in recipe.rules if s is not None)], None)
     nodes, infos = describe_sites(capture(gm, inputs, names), SiteNames())

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from qpass.api import compile
+from qpass.backends import backend_named
+from qpass.checks import device_of
 from qpass.convolutions import MODULES
 from qpass.errors import QpassError
-
-SCHEMES = ((torch.qint8, "w8a8-dynamic"), (torch.float16, "w8a16"))
 
 
 def quantize_dynamic(
@@ -24,11 +24,13 @@ def quantize_dynamic(
     """Drop-in for torch.ao.quantization.quantize_dynamic: int8 weights, inputs quantized at run time.
 
     qconfig_spec: module types or names to quantize, as there; None is every linear and convolution. torch.qint8 becomes
-    `w8a8-dynamic`. `mapping` is refused: there are no quantized module classes here.
+    `w8a8-dynamic` (`w7a8-dynamic` on processors whose 8-bit products saturate). `mapping` is refused:
+    there are no quantized module classes here.
     """
     if mapping is not None:
         raise QpassError("mapping names classes to swap modules for; qpass keeps your modules, leave it out.")
-    scheme = dict(SCHEMES).get(dtype)
+    usual = backend_named("auto", device_of(model)).scheme(static=False)
+    scheme = {torch.qint8: usual, torch.float16: "w8a16"}.get(dtype)
     if scheme is None:
         raise QpassError(f"dtype {dtype} is not one of torch.qint8 (per-row int8) and torch.float16 (weights alone).")
     training = [module for module in model.modules() if module.training]

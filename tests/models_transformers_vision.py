@@ -18,7 +18,7 @@ def segformer(model, **options):
 
 
 def detr():
-    backbone = tf.ResNetConfig(embedding_size=8, **SIZES, out_features=["stage4"])
+    backbone = tf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24], depths=[1, 1, 1], out_features=["stage3"])
     config = tf.DetrConfig(
         use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, d_model=32,
         encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
@@ -31,14 +31,26 @@ def classifier(kind, **options):
     return lambda: getattr(tf, f"{kind}ForImageClassification")(getattr(tf, f"{kind}Config")(num_labels=5, **options))
 
 
+def mobilenet(version, kept):
+    """A MobileNet of its first, last and widening blocks, and of one other: those left out repeat one that is kept."""
+    made = classifier(version, depth_multiplier=0.25, image_size=32)()
+    body = made.base_model
+    body.layer = torch.nn.ModuleList(body.layer[i] for i in kept)
+    return made
+
+
+EFFICIENT = dict(
+    kernel_sizes=[3, 5, 3], in_channels=[32, 16, 24], out_channels=[16, 24, 40], strides=[1, 2, 2],
+    num_block_repeats=[1, 2, 1], expand_ratios=[1, 6, 6], width_coefficient=0.25, depth_coefficient=1.0, hidden_dim=320,
+)  # fmt: skip
+
 MODELS = {
     "resnet": (classifier("ResNet", embedding_size=8, **SIZES), 32),
     "convnext": (classifier("ConvNext", **SIZES), 32),
-    "mobilenet-v1": (classifier("MobileNetV1", depth_multiplier=0.25, image_size=32), 32),
-    "mobilenet-v2": (classifier("MobileNetV2", depth_multiplier=0.25, image_size=32), 32),
+    "mobilenet-v1": (lambda: mobilenet("MobileNetV1", (*range(8), 10, 11, 12, 13, 22, 23, 24, 25)), 32),
+    "mobilenet-v2": (lambda: mobilenet("MobileNetV2", (0, 1, 2, 5, 6, 9, 12, 15)), 32),
     "regnet": (classifier("RegNet", embedding_size=8, groups_width=8, **SIZES), 32),
-    "efficientnet": (
-        classifier("EfficientNet", image_size=32, width_coefficient=0.25, depth_coefficient=0.5, hidden_dim=320), 32),
+    "efficientnet": (classifier("EfficientNet", image_size=32, **EFFICIENT), 32),
     "segformer": (lambda: segformer("SegformerForImageClassification"), 32),
     "segformer-semantic": (lambda: segformer("SegformerForSemanticSegmentation"), 32),
     "detr": (detr, 64),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import qpass
-from qpass.cli import main
+from qpass.cli import inspecting, main
 from qpass.passes import ORDER
 
 FACTORY = """
@@ -89,10 +89,21 @@ def test_passes_and_rules_of_a_model(run):
     assert (hits["integer_linear"], hits["linear_gelu"], hits["linear_relu"]) == ("2", "1", "0")
 
 
+@pytest.fixture(scope="module")
+def reports():
+    """Reports by what they are of."""
+    return {}
+
+
 @pytest.mark.parametrize(
     "name", [*(each.name for each in ORDER), "capture", "float", "annotated", "qdq", "fused", "lowered"]
 )
-def test_a_graph_after_each_pass_and_level(run, name):
+def test_a_graph_after_each_pass_and_level(run, reports, monkeypatch, name):
+    """The first command makes the report; the others show another graph of it."""
+    make = inspecting._report
+    monkeypatch.setattr(
+        inspecting, "_report", lambda options: reports.get("net") or reports.setdefault("net", make(options))
+    )
     assert run(f"inspect nets:net --after {name} {REFERENCE}").startswith("graph(%x0")
 
 

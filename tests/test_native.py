@@ -185,26 +185,32 @@ def test_schemas_and_fakes():
 
 
 @pytest.fixture
-def fresh(tmp_path, monkeypatch):
-    """A machine on which nothing was built yet."""
-    cached = (build.unavailable, build.library)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for function in cached:
+def forgetful(monkeypatch):
+    """What is known of this machine's kernels is found out anew, in the test and after it; built libraries stay."""
+    known = (build.unavailable, build.library)
+    for function in known:
         function.cache_clear()
     yield monkeypatch
     monkeypatch.undo()
-    for function in cached:
+    for function in known:
         function.cache_clear()
+
+
+@pytest.fixture
+def fresh(forgetful, tmp_path):
+    """A machine on which nothing was built yet."""
+    forgetful.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return forgetful
 
 
 @needs_bytes
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
-def test_without_kernels_onednn_computes_the_same(fresh, scheme):
+def test_without_kernels_onednn_computes_the_same(forgetful, scheme):
     data, model = batches(), encoder()
     plan = qpass.analyze(model, scheme, data[0], data)
     with torch.no_grad():
         wanted = qpass.compile(model, plan=plan, backend="cpu")(data[1])
-        fresh.setattr(build, "processor", lambda: ("a processor", frozenset()))
+        forgetful.setattr(build, "processor", lambda: ("a processor", frozenset()))
         build.unavailable.cache_clear()
         assert "lacks avx512f" in native.unavailable()
         q = qpass.compile(model, plan=plan, backend="cpu")
@@ -226,9 +232,10 @@ def test_a_failing_compiler_costs_speed_alone(fresh, tmp_path, caplog):
 
 
 @needs_kernels
-def test_a_built_library_is_found_again(fresh, tmp_path):
+def test_a_built_library_is_found_again(forgetful):
+    """That of this test run, whose cache began empty."""
     assert build.unavailable() is None
-    found = list(tmp_path.rglob("native-*.so"))
+    found = list(build.cache_folder().glob("native-*.so"))
     assert len(found) == 1
     made = found[0].stat().st_mtime_ns
     build.unavailable.cache_clear()

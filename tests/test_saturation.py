@@ -36,6 +36,28 @@ def test_the_largest_products(pairs, scheme):
         assert not kept
 
 
+def test_without_a_scheme(pairs):
+    """What cannot saturate is chosen, and said."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32)).eval(), torch.randn(40, 64)
+    plan = qpass.analyze(model, None, x, [x])
+    assert str(plan.scheme) == "w7a8"
+    assert "no scheme was given: w7a8" in plan.summary()
+    assert str(qpass.analyze(model).scheme) == "w7a8-dynamic"
+    q = qpass.compile(model, None, x, [x], guard=False, backend="cpu")
+    report = qpass.inspect(q)
+    assert "no scheme was given: w7a8" in report.plan.summary()
+    assert not report.record().kept
+    assert relative(q(x), model(x).detach()) < 0.03
+    exact = qpass.inspect(qpass.compile(model, None, x, [x], guard=False, backend="reference")).plan
+    assert str(exact.scheme) == "w8a8"
+    old = qpass.quantize_dynamic(model)
+    assert str(qpass.inspect(old).plan.scheme) == "w7a8-dynamic"
+    front = torch.compile(model, backend="qpass")
+    with torch.no_grad():
+        assert 0 < relative(front(x), model(x)) < 0.03
+
+
 def test_convolutions(pairs):
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval(), torch.randn(2, 3, 9, 9)

@@ -18,7 +18,8 @@ class Backend:
     not. lower: the nodes that replace one. targets: the ops it is asked about. absorb: edits of its own to a graph that is
     lowered, and their number. finish: a lowered graph -> a callable. channels_last: the ops whose images are laid out
     so; reads_parts: those that read some channels of a wider image where they lie. merges_activations: whether linears that
-    read one input are better one launch, their activations behind it, than each with its own.
+    read one input are better one launch, their activations behind it, than each with its own. weight_bits: of the scheme
+    that is chosen where none is asked for.
     """
 
     name: str
@@ -31,6 +32,11 @@ class Backend:
     channels_last: Callable[[], tuple[Any, ...]] = tuple
     reads_parts: tuple[Any, ...] = ()
     merges_activations: bool = False
+    weight_bits: Callable[[], int] = lambda: 8
+
+    def scheme(self, static: bool) -> str:
+        """The scheme where none is asked for; static: there is calibration."""
+        return f"w{self.weight_bits()}a8" + ("" if static else "-dynamic")
 
 
 def backend_named(name: str, device: torch.device) -> Backend:

@@ -213,5 +213,14 @@ def lower(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
 
 CHANNELS_LAST = (*onednn_conv.CALLS, *(target for target, _ in CONV_CALLS))
 BACKEND = Backend(
-    NAME, unavailable, why_not, lower, TARGETS, absorb, finish, lambda: CHANNELS_LAST, (Q.packed_conv.default,)
+    NAME,
+    unavailable,
+    why_not,
+    lower,
+    TARGETS,
+    absorb,
+    finish,
+    lambda: CHANNELS_LAST,
+    (Q.packed_conv.default,),
+    weight_bits=lambda: 7 if saturates() else 8,
 )

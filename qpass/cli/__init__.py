@@ -165,5 +165,8 @@ def _bench(of: argparse.ArgumentParser) -> None:
 
 def _how(of: argparse.ArgumentParser) -> None:
     add = of.add_argument
-    add("--scheme", help="w8a8, w4a16, fp8, ...; default: w8a8 where there is calibration, else w8a8-dynamic")
+    add(
+        "--scheme",
+        help="w8a8, w4a16, fp8, ...; default: w8a8 where there is calibration, else w8a8-dynamic; w7a8 where 8 bits saturate",
+    )
     add("--backend", default="auto", help="auto, cpu, triton or reference (default: %(default)s)")

@@ -9,14 +9,16 @@ import torch
 from torch import nn
 
 import qpass
+from qpass.backends import backend_named
 from qpass.calibrate import call_arguments
+from qpass.checks import device_of
 from qpass.cli.targets import Target
 
 
 def quantized(target: Target, scheme: str | None, backend: str, **more: Any) -> nn.Module:
     """The target compiled; without a scheme static where it brings calibration, else dynamic."""
     if scheme is None:
-        scheme = "w8a8-dynamic" if target.calibration is None else "w8a8"
+        scheme = backend_named(backend, device_of(target.model)).scheme(target.calibration is not None)
     return qpass.compile(target.model, scheme, target.batch, target.calibration, backend=backend, **more)
 
 

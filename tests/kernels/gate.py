@@ -2,6 +2,7 @@
 
     python -m tests.kernels.gate          a table: kernel, chip, tiles, tensor core instruction, spills, shared memory,
                                           instructions of the main loop for each weight
+    ... --json                            the same as JSON, the main loop of kernels with a budget alone
 
 Runs without TRITON_INTERPRET: an interpreted kernel cannot be compiled. `ptxas` and `cuobjdump` are part of triton.
 """
@@ -9,6 +10,7 @@ Runs without TRITON_INTERPRET: an interpreted kernel cannot be compiled. `ptxas`
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -18,7 +20,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from tests.kernels.gate_cases import CASES, CHIPS, Case
+from tests.kernels.gate_cases import CASES, CHIPS, Case, budget
 
 MATMUL = ("HGMMA", "QGMMA", "IGMMA", "HMMA", "IMMA", "QMMA", "UTCHMMA", "UTCIMMA", "UTCQMMA")
 
@@ -43,8 +45,11 @@ class Found:
         return self.loop * self.threads / self.weights if self.weights else 0.0
 
 
-def compiled(case: Case) -> Found:
-    """Compiles one case."""
+def compiled(case: Case, loops: bool = True) -> Found:
+    """Compiles one case. Its main loop is looked for where it has a budget, or where `loops` are asked for.
+
+    Spills are counted in the disassembly, which takes a quarter of the time: a kernel without local memory has none.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -62,7 +67,9 @@ def compiled(case: Case) -> Found:
     made = triton.compile(source, target=GPUTarget("cuda", 10 * major + minor, 32), options=options)
     ptx = made.asm["ptx"]
     found = re.findall(r"wgmma\.mma_async[\w.]*|mma\.sync[\w.]*|tcgen05\.mma[\w.:]*", ptx)
-    sass, registers = _disassembled(made.asm["cubin"])
+    registers, local = _usage(made.asm["cubin"])
+    loops = loops or budget(case.name, case.chip) is not None
+    sass = _disassembled(made.asm["cubin"]) if local or loops else []
     loop = _main_loop(sass)
     spills = sum(1 for _, text in sass if text.startswith(("LDL", "STL")))
     return Found(
@@ -71,22 +78,29 @@ def compiled(case: Case) -> Found:
     )  # fmt: skip
 
 
-def _disassembled(cubin: bytes) -> tuple[list[tuple[int, str]], int]:
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Registers of a kernel, and bytes of its stack and local memory."""
+    text = _dumped(cubin, "--dump-resource-usage")
+    registers, stack, local = (re.search(rf"\b{word}:(\d+)", text) for word in ("REG", "STACK", "LOCAL"))
+    return int(registers[1]), int(stack[1]) + int(local[1])
+
+
+def _disassembled(cubin: bytes) -> list[tuple[int, str]]:
+    text = _dumped(cubin, "--dump-sass")
+    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]*[^;]*);", text)
+    return [(int(at, 16), instruction) for at, instruction in lines]
+
+
+def _dumped(cubin: bytes, flag: str) -> str:
     import triton
 
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
-        run = lambda *flags: (
-            subprocess.run(
-                [tools / "cuobjdump", *flags, file.name], capture_output=True, text=True, check=True, env=environment
-            ).stdout
-        )
-        text, usage = run("--dump-sass"), run("--dump-resource-usage")
-    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]*[^;]*);", text)
-    return [(int(at, 16), instruction) for at, instruction in lines], int(re.search(r"REG:(\d+)", usage)[1])
+        command = [tools / "cuobjdump", flag, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
 
 def _main_loop(sass: list[tuple[int, str]]) -> list[str]:
@@ -106,15 +120,15 @@ def _products(body: list[str]) -> int:
     return sum(1 for text in body if text.startswith(MATMUL))
 
 
-def results(cases=CASES) -> list[Found]:
+def results(cases=CASES, loops: bool = True) -> list[Found]:
     """Every case, compiled in two processes."""
     with ProcessPoolExecutor(2) as pool:
-        return list(pool.map(compiled, cases, chunksize=4))
+        return list(pool.map(functools.partial(compiled, loops=loops), cases, chunksize=4))
 
 
 def main() -> None:
     """Prints a line for each case; as JSON with --json."""
-    found = results()
+    found = results(loops="--json" not in sys.argv)
     if "--json" in sys.argv:
         print(json.dumps([dataclasses.asdict(f) for f in found]))
         return

@@ -19,6 +19,9 @@ CHIPS = {
     "sm_90": Chip("NVIDIA H200", (9, 0), 132, 232448),
     "sm_100": Chip("NVIDIA B200", (10, 0), 148, 232448),
 }
+# lane instructions a weight in the main loop of a decode kernel (up to 16 tokens, groups of 128): the budget of an H200 is
+# 3.45 for 4 bits at the speed of its memory; sm_80 has twice as many a byte, and no wgmma
+BUDGETS = {"sm_90": {"w4a16": 2.8, "w4a8": 1.6, "w8a16": 3.5, "w8a8": 1.0}, "sm_80": {"w4a16": 3.5, "w4a8": 1.6}}
 N, K = 14336, 4096
 FLOATS = dict.fromkeys(("alpha", "beta", "row_scale"), "*fp32")
 SIZES = dict.fromkeys("MNK", "i32") | dict.fromkeys(("inverse", "zero"), "fp32")
@@ -36,6 +39,16 @@ class Case:
     warps: int = 4
     stages: int = 4
     weights: int = 0
+
+
+def budget(name: str, chip: str) -> float | None:
+    """The lane instructions that the main loop of a case may take for each weight; None for what is no decode kernel."""
+    kind, how, *_ = name.split()
+    most = BUDGETS.get(chip, {}).get(kind)
+    if most is None or how != "streamed":
+        return None
+    _, _, _, group, tile, *_ = name.split()
+    return most if tile.startswith("16x") and group in ("g0", "g128") else None
 
 
 class Kernel:

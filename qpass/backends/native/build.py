@@ -17,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -92,7 +93,10 @@ def _built() -> Path:
 
 
 def _compile(compiler: str, files: list[str], target: Path) -> Path:
-    """Writes the library beside its place and moves it there; a read-only cache costs a build a process."""
+    """Writes the library beside its place and moves it there; a read-only cache costs a build a process.
+
+    Each file is compiled by itself, as many at a time as there are processors.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, suffix=".part")
@@ -101,13 +105,20 @@ def _compile(compiler: str, files: list[str], target: Path) -> Path:
         handle, name = tempfile.mkstemp(dir=target.parent, suffix=".part")
     os.close(handle)
     try:
-        done = subprocess.run([compiler, *FLAGS, *files, "-o", name], capture_output=True, text=True, timeout=TIMEOUT)
-        if done.returncode:
-            raise RuntimeError(f"{compiler} failed: {(done.stderr.strip().splitlines() or ['no message'])[0]}")
+        with tempfile.TemporaryDirectory(prefix="qpass-") as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = [os.path.join(folder, f"{Path(file).stem}.o") for file in files]
+            list(pool.map(lambda file, made: _run([compiler, *FLAGS, "-c", file, "-o", made]), files, objects))
+            _run([compiler, *FLAGS, *objects, "-o", name])
         os.replace(name, target)
     finally:
         Path(name).unlink(missing_ok=True)
     return target
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed: {(done.stderr.strip().splitlines() or ['no message'])[0]}")
 
 
 def _wrong(loaded: ctypes.CDLL) -> str | None:
