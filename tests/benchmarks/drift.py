@@ -200,7 +200,8 @@ def regained(name: str, scheme: str = "w8a8") -> list[tuple[str, ...]]:
     parts = []
     for key in keys:
         a, b, c = (found[key] - found.get(REFERENCE.get(key, ""), 0.0) for found in steps.values())
-        parts.append(f"{(c - b) / (a - b):.0%}" if a > b else "none lost")
+        known = key in REFERENCE.values()  # float's own: nothing of the quantization
+        parts.append("" if known else f"{(c - b) / (a - b):.0%}" if a > b else "none lost")
     rows.append(("of what was lost, regained", *parts))
     rows.append((f"{len(report.drifting)} of {len(report)} drift; {seconds:.1f} s", *("" for _ in keys)))
     KEPT[name] = steps
