@@ -29,6 +29,7 @@ import qpass
 from qpass.demo import embed, minilm
 from qpass.texts import MODULES, docstrings
 from tests.benchmarks import digits_nets
+from tests.benchmarks.drift_figure import drawn
 from tests.benchmarks.minilm import markdown, where
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,36 +213,6 @@ REFERENCE = {"accuracy": "float's accuracy"}  # what float loses too is not lost
 KEPT: dict[str, Any] = {}
 
 
-COLOURS = ("#2a6f97", "#bc4b51", "#5b8e7d")
-
-
-def figure(steps: dict[str, dict[str, float]], title: str, left: int = 0) -> str:
-    """Agreement at the three steps as a group of an SVG, 300 x 220: lost, then regained."""
-    low = min(value for found in steps.values() for value in found.values())
-    low, parts = min(low, 0.99) - 0.01, [f'<g transform="translate({left},0)"><text x="150" y="16">{title}</text>']
-    for share in (low, 1.0):
-        y = 190 - 160 * (share - low) / (1 - low)
-        parts.append(
-            f'<line x1="50" x2="270" y1="{y}" y2="{y}" stroke="#ccc"/><text x="28" y="{y + 4}">{share:.2f}</text>'
-        )
-    for i, step in enumerate(steps):
-        parts.append(f'<text x="{70 + 90 * i}" y="208">{step}</text>')
-    for n, (key, colour) in enumerate(zip(next(iter(steps.values())), COLOURS, strict=False)):
-        places = [(70 + 90 * i, 190 - 160 * (found[key] - low) / (1 - low)) for i, found in enumerate(steps.values())]
-        line = " ".join(f"{x},{y:.1f}" for x, y in places)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{80 + 75 * n}" y="232" fill="{colour}">{key}</text>')
-    return "\n".join([*parts, "</g>"])
-
-
-def drawn() -> str:
-    """All that was kept, side by side."""
-    groups = [figure(steps, name, 300 * i) for i, (name, steps) in enumerate(KEPT.items())]
-    style = 'font-family="sans-serif" font-size="10" text-anchor="middle"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {300 * len(groups)} 240" {style}>'
-    return "\n".join([head, *groups, "</svg>"]) + "\n"
-
-
 PARTS = {
     "cost": cost,
     "alarms": alarms,
@@ -267,7 +238,7 @@ def main() -> None:
         text = "\n\n".join([f"# Drift, {today}", where(), *tables.values()])
         (folder / f"drift-{today}.md").write_text(text + "\n")
         if KEPT:
-            (folder / f"drift-{today}.svg").write_text(drawn())
+            (folder / f"drift-{today}.svg").write_text(drawn(KEPT))
 
 
 if __name__ == "__main__":
