@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from qpass.planning import analyze
     from qpass.prepare import prepare_qat
     from qpass.schemes import Recipe, Scheme
+    from qpass.serving.recalibrate import recalibrate
+    from qpass.serving.start import monitor
 
 # name -> the module that has it, loaded when the name is first asked for
 WHERE = {
@@ -41,9 +43,11 @@ WHERE = {
     "compile": "qpass.api",
     "export": "qpass.interchange.export",
     "load": "qpass.persist",
+    "monitor": "qpass.serving.start",
     "prepare_qat": "qpass.prepare",
     "qpass_backend": "qpass.backend_entry",
     "quantize_dynamic": "qpass.legacy",
+    "recalibrate": "qpass.serving.recalibrate",
     "save": "qpass.persist",
     "save_pretrained": "qpass.interchange.compressed",
     "set_bits": "qpass.bits",
@@ -63,11 +67,13 @@ __all__ = [
     "export",
     "inspect",
     "load",
+    "monitor",
     "ops",
     "prepare_qat",
     "qat",
     "qpass_backend",
     "quantize_dynamic",
+    "recalibrate",
     "save",
     "save_pretrained",
     "search",

@@ -20,6 +20,7 @@ from qpass.observations import Observations, Observed
 from qpass.passes.other_sites import LOOKUP, why_not
 from qpass.plan import Decision, Plan, SiteInfo
 from qpass.schemes import Recipe, Scheme
+from qpass.seen import Seen, clipped_of, grid, seen_of
 from qpass.solvers.solve import Solution, solve
 from qpass.storage import fingerprint
 
@@ -182,6 +183,7 @@ def quantize_group(
     biased = all(d.bias_name for d in decisions)
     solution, note = _solve(list(weights.values()), scheme, observed, epilogue, biased)
     note = "; ".join(filter(None, (groups, note)))
+    seen = _seen(solution, scheme, observed)
     rounded = dict(zip(weights, zip(solution.packed, solution.bias, strict=True), strict=True))
     done = []
     for decision in decisions:
@@ -200,9 +202,22 @@ def quantize_group(
                 packed=packed,
                 made_from=fingerprint(named[decision.weight]),
                 note=note,
+                seen=seen,
             )
         )
     return done
+
+
+def _seen(solution: Solution, scheme: Scheme, observed: Observed | None) -> Seen | None:
+    """What calibration saw of a static input; how much of it the scale clips is known by sampled rows behind a factor."""
+    if solution.scale is None or observed is None or solution.scale.numel() > 1:
+        return None
+    lo, hi = grid(solution.scale, solution.zero, scheme.activation)
+    factor = solution.packed[0].in_mul
+    if factor is not None and observed.sample is not None:
+        rows = (observed.sample - (0.0 if solution.shift is None else solution.shift)) * factor
+        return seen_of(observed.range, float(((rows < lo) | (rows > hi)).double().mean()))
+    return seen_of(observed.range, 0.0 if solution.extra is not None else clipped_of(observed.range, lo, hi))
 
 
 def _solve(

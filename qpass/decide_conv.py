@@ -20,7 +20,9 @@ from qpass.passes.collect_ranges import patches_of
 from qpass.plan import Decision, SiteInfo
 from qpass.qtype import QParams, QType
 from qpass.range_choice import choose_range
+from qpass.ranges import Range
 from qpass.schemes import Recipe, Scheme
+from qpass.seen import Seen, clipped_of, grid, seen_of
 from qpass.solvers.convolution import solve_convolution
 from qpass.solvers.equalize import Factor, choose_factors, scaled
 from qpass.solvers.smooth import WHOLE
@@ -118,7 +120,8 @@ def _decide_group(
     for info in members:
         scheme = recipe.scheme_for(info.name.removesuffix(".output"))
         if info.operation == "output":
-            decision = output_decision(info, scheme, observed, observations.groups.get(info.name, info.name), mul)
+            group = observations.groups.get(info.name, info.name)
+            decision = output_decision(info, scheme, observed, group, mul, observations.values(info.name))
             found |= {} if decision is None else {info.name: decision}
             continue
         decision = describe(weights, info, observations)
@@ -166,10 +169,20 @@ def quantize_convolutions(
                 input_zero=zero,
                 bias=bias,
                 packed=packed,
+                seen=_seen(observations.values(decision.site), observed, scale, zero, input_type(scheme)),
                 made_from=fingerprint(weights[decision.weight]),
             )
         )
     return done
+
+
+def _seen(
+    values: Range | None, observed: Observed | None, scale: Tensor | None, zero: Tensor | None, qtype: QType | None
+) -> Seen | None:
+    """What calibration saw of a static input. values: of this site; observed: of all that share its scale, times a factor."""
+    if values is None or observed is None or scale is None or qtype is None:
+        return None
+    return seen_of(values, clipped_of(observed.range, *grid(scale, zero, qtype)))
 
 
 def _usual(scheme: Scheme, observed: Observed | None) -> QParams | None:
@@ -188,12 +201,17 @@ def operand_decision(info: SiteInfo, scheme: Scheme | None) -> dict[str, Decisio
 
 
 def output_decision(
-    info: SiteInfo, scheme: Scheme | None, observed: Observed | None, group: str, factor: Tensor | None = None
+    info: SiteInfo,
+    scheme: Scheme | None,
+    observed: Observed | None,
+    group: str,
+    factor: Tensor | None = None,
+    values: Range | None = None,
 ) -> Decision | None:
     """The decision for what others than sites read of a value, in 8 bits; None where it stays float, without a sentence.
 
     Fewer bits are asked for where values are multiplied; an add, a mean or a pool gains nothing by them, and in a chain of
-    adds errors pile up. factor: [C], what the value is multiplied by before.
+    adds errors pile up. factor: [C], what the value is multiplied by before. values: of this value alone.
     """
     if (
         scheme is None
@@ -216,4 +234,5 @@ def output_decision(
         input_scale=scale,
         input_zero=zero,
         input_mul=factor,
+        seen=_seen(values, observed, scale, zero, input_type(scheme)),
     )

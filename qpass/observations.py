@@ -148,6 +148,11 @@ def halves(images: Tensor) -> tuple[Tensor, Tensor]:
     return images[parity == 0], images[parity == 1]
 
 
+def values_of(site: str) -> str:
+    """The name under which the values are observed that a site reads, beside those of its group."""
+    return f"{site}.values"
+
+
 @dataclass
 class Observations:
     """Everything calibration has seen of a model: site -> its group, group -> statistics, site -> example rows.
@@ -170,6 +175,11 @@ class Observations:
                 self.observed[name].merge(theirs)
             else:
                 self.observed[name] = theirs
+
+    def values(self, site: str) -> Range | None:
+        """The values that a site itself reads, where its group holds others too; else those of the group."""
+        found = self.observed.get(values_of(site)) or self.observed.get(self.groups.get(site, site))
+        return None if found is None or not found.range.count else found.range
 
     def together(self, sites: Iterable[str], name: Callable[[str], str] = str) -> Observed | None:
         """What was seen of the inputs of all these sites; name: of a group -> of what is asked for."""

@@ -22,6 +22,7 @@ from qpass.geometry import Geometry
 from qpass.packing import Packed
 from qpass.qtype import QType
 from qpass.schemes import Scheme, is_scheme
+from qpass.seen import Seen
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class SiteInfo:
     bias: str = ""
 
 
-INPUT_FIELDS = ("input_type", "input_scale", "input_zero", "input_mul", "input_shift", "input_extra", "bias")
+INPUT_FIELDS = ("input_type", "input_scale", "input_zero", "input_mul", "input_shift", "input_extra", "bias", "seen")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Decision:
     channels that its scale counts on. input_shift: [K], subtracted from the input before its factor (packed.in_mul).
     input_extra: [K], copies of its channels (see solvers/split). bias: [N], added to the module's own: in the graph where the
     input is quantized, else in the model, to the parameter bias_name. made_from: fingerprint of the float weight that the
-    integers stand for.
+    integers stand for. seen: what calibration saw at a static input, in bins.
     """
 
     site: str
@@ -95,6 +96,7 @@ class Decision:
     note: str = ""
     made_from: str = ""
     bias_name: str = ""
+    seen: Seen | None = None
 
     @property
     def quantized(self) -> bool:
@@ -105,6 +107,11 @@ class Decision:
     def is_output(self) -> bool:
         """Whether this is not a site but a value that one leaves for others than sites to read."""
         return self.operation in ("output", "operand")
+
+    @property
+    def static(self) -> bool:
+        """Whether its input has one scale, chosen before it runs."""
+        return self.input_scale is not None and self.input_type is not None and self.input_scale.numel() == 1
 
     @property
     def macs(self) -> int:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from qpass.backends import Backend
 from qpass.backends.cuda_graphs import MODES, replayed, static_inputs
@@ -30,35 +30,17 @@ from qpass.install import uninstall
 from qpass.passes import ORDER
 from qpass.pipeline import Context, Settings, run_pipeline
 from qpass.plan import Plan
-from qpass.rewrite import Miss
+from qpass.self_watched import CHANGED, all_real, empty, hint, watched
+from qpass.served import Kept, Made, Record, Served, twin
 from qpass.shared import share_constants
 from qpass.sites import SiteNames
-from qpass.source_lines import SourceLine, source_lines
+from qpass.source_lines import source_lines
 from qpass.watch import OURS, Watch
 
-CHANGED = (
-    "a weight of this compiled model was replaced or written to after qpass.compile: it runs uncompiled from now on; "
-    "compile it again for speed"
-)
 TRAINING = (
     "this model was compiled for inference and is in training mode: dropout is active and no gradient is computed; "
     "call .eval(), or train the float model"
 )
-
-
-@dataclass
-class Record:
-    """One captured graph of a compiled model: what each pass left, as text, the sites in it, and their lines of source."""
-
-    name: str
-    steps: list[Any]
-    sites: list[str]
-    seconds: float = 0.0
-    hits: list[tuple[str, str]] = field(default_factory=list)
-    misses: list[Miss] = field(default_factory=list)
-    kept: list[tuple[str, str]] = field(default_factory=list)
-    widened: list[str] = field(default_factory=list)
-    sources: dict[str, SourceLine] = field(default_factory=dict)
 
 
 @dataclass(repr=False)
@@ -74,6 +56,9 @@ class Runtime:
     mode: str = "default"
     watch: weakref.ref[Watch] | None = None  # the model holds it: it refers to all that hangs there
     lock: Any = field(default_factory=threading.RLock)
+    kept: list[Kept] = field(default_factory=list)  # the graphs of a model that qpass.compile has made
+    made: list[Made] = field(default_factory=list)  # what each of them is lowered to now
+    monitor: Any = None  # of qpass/serving: sees each call, and each graph as it comes
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
         """One captured graph -> what runs in its place."""
@@ -84,85 +69,67 @@ class Runtime:
         start = time.perf_counter()
         model = self.model() if self.model else None
         names = tensor_names(model) if model is not None else self.tensors or {}
-        if any(_empty(value) for value in inputs if id(value) not in names):
+        if any(empty(value) for value in inputs if id(value) not in names):
             return gm.forward  # a batch of no rows: there is nothing to gain
         graph = capture(gm, inputs, names)
-        context = Context(
-            graph_name=f"graph{len(self.records)}",
-            settings=Settings.from_env(),
-            plan=self.plan,
-            backend=self.backend,
-            names=self.names,
-        )
-        everything = (*inputs, *held(gm).values())
-        real = [_hint(value) for value in everything] if all_real(everything) else None
+        own = tuple(held(gm).values())
+        everything = (*inputs, *own)
+        real = [hint(value) for value in everything] if all_real(everything) else None
+        fixed = static_inputs([n for n in gm.graph.nodes if n.op == "placeholder"], inputs, names)
+        fixed = (*fixed, *range(len(inputs), len(everything)))
+        watch = self.watch() if self.watch else None
+        bare = None if watch is None else twin(graph)
+        made = self._lower(graph, self.plan, f"graph{len(self.records)}", fixed, real)
+        made.record.seconds = time.perf_counter() - start
+        self.records.append(made.record)
+        if watch is None or bare is None:
+            return watched(made.function, gm, everything, made.frozen)
+        kept = Kept(bare, own, fixed, Served(made.function))
+        self._serve(kept, made, watch)
+        self.kept.append(kept)
+        self.made.append(made)
+        if self.monitor is not None:
+            self.monitor.attach(kept)
+        return kept.served.call()
+
+    def _lower(
+        self, graph: fx.GraphModule, plan: Plan, name: str, fixed: Sequence[int], real: Sequence[Any] | None = None
+    ) -> Made:
+        """A canonical graph through the passes and the backend. real: values of its placeholders, to compare results by."""
+        context = Context(name, Settings.from_env(), plan, self.backend, self.names)
+        start = time.perf_counter()
         graph = run_pipeline(graph, ORDER, context, real)
-        sites = [name for name in self.plan.decisions if name in context.sites]
+        sites = [name for name in plan.decisions if name in context.sites]
         placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
         frozen = tuple(i for i, n in enumerate(placeholders) if "value" in n.meta and not n.users)
+        folded = tuple(placeholders[i].meta["value"] for i in frozen)
         share_constants(graph)
         function = self.backend.finish(graph)
         if self.mode == "reduce-overhead":
-            fixed = static_inputs([n for n in gm.graph.nodes if n.op == "placeholder"], inputs, names)
-            function = replayed(function, graph, [*fixed, *range(len(inputs), len(everything))])
-        run = self._watched(function, gm, everything, frozen)
-        seconds = time.perf_counter() - start
-        log = context.log
+            function = replayed(function, graph, fixed)
+        log, seconds = context.log, time.perf_counter() - start
         told = (log.hits, log.near(), context.kept, context.widened, source_lines(context.sites))
-        self.records.append(Record(context.graph_name, context.steps, sites, seconds, *told))
-        return run
+        return Made(function, Record(name, context.steps, sites, seconds, *told), frozen, folded)
 
-    def _watched(
-        self, function: Callable[..., Any], gm: fx.GraphModule, inputs: Sequence[Any], frozen: tuple[int, ...]
-    ):
-        """`function`, given the tensors that the graph holds; what is folded into it is watched from now on."""
+    def _serve(self, kept: Kept, made: Made, watch: Watch) -> None:
+        """Lets a graph run as it was lowered; what is folded into it is watched from now on."""
+        for tensor in made.folded:
+            watch.fold(tensor)
+        function, own = made.function, kept.own
+        kept.served.function = (lambda *given: function(*given, *own)) if own else function
+
+    def again(self, plan: Plan, first: int = 0) -> list[Made]:
+        """Every captured graph from `first` on, lowered anew by another plan; nothing runs differently yet."""
+        several = enumerate(self.kept[first:], first)
+        return [self._lower(twin(kept.graph), plan, f"graph{i}", kept.fixed) for i, kept in several]
+
+    def exchange(self, plan: Plan, made: Sequence[Made]) -> None:
+        """From their next call on, the graphs run as `again(plan)` has lowered them, and what is captured later does too."""
         watch = self.watch() if self.watch else None
-        if watch is None:
-            return watched(function, gm, inputs, frozen)
-        for i in frozen:
-            watch.fold(inputs[i])
-        own = tuple(held(gm).values())
-        return (lambda *given: function(*given, *own)) if own else function
-
-
-def all_real(inputs: Sequence[Any]) -> bool:
-    """Whether the tensors of a capture hold values (the front end's own export does not)."""
-    from torch._subclasses import FakeTensor
-
-    return not any(isinstance(value, FakeTensor) for value in inputs)
-
-
-def _empty(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == 0
-
-
-def _hint(value: Any) -> Any:
-    """The size a symbolic size has in the example."""
-    return value.node.hint if isinstance(value, torch.SymInt) else value
-
-
-def watched(function: Callable[..., Any], gm: fx.GraphModule, inputs: Sequence[Any], frozen: tuple[int, ...]):
-    """`function`, or the captured graph in eager mode from the moment a tensor folded into it has changed.
-
-    inputs: the graph's, then the tensors it holds itself; the result takes the first of these alone.
-    """
-    own = tuple(held(gm).values())
-    watch = tuple((i, inputs[i], inputs[i]._version) for i in frozen if isinstance(inputs[i], Tensor))
-    warned: list[str] = []
-
-    def run(*given: Any) -> Any:
-        args = given + own
-        for i, tensor, version in watch:
-            if args[i] is not tensor or tensor._version != version:
-                break
-        else:
-            return function(*args)
-        if not warned:
-            warned.append(CHANGED)
-            warnings.warn(CHANGED, stacklevel=2)
-        return gm(*given)
-
-    return run
+        assert watch is not None
+        for kept, one in zip(self.kept, made, strict=True):
+            self._serve(kept, one, watch)
+        self.plan, self.made, self.records = plan, list(made), [one.record for one in made]
 
 
 _RUNTIMES: weakref.WeakKeyDictionary[nn.Module, Runtime] = weakref.WeakKeyDictionary()
@@ -217,6 +184,8 @@ def inference(model: nn.Module, runtime: Runtime, watch: Watch) -> Callable[...,
                 return model._call_impl(*args, **kwargs)
         if len(calls) == 1 and watch.moved():  # what the model itself changes has to be guarded or passed
             calls.append(front_end(model, runtime))
+        if runtime.monitor is not None:
+            return runtime.monitor(calls[-1], args, kwargs)
         return calls[-1](*args, **kwargs)
 
     return run

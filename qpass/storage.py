@@ -25,6 +25,7 @@ from qpass.packing import Packed, pack
 from qpass.plan import Decision, Plan
 from qpass.qtype import QType
 from qpass.schemes import Scheme
+from qpass.seen import Seen
 
 VERSION = 2  # 1 held one code a byte
 ATTEMPTS = 20  # to read a file that another process replaces meanwhile: header and tensors are opened one by one
@@ -44,6 +45,7 @@ PLAIN = (
 )
 PACKED = {"data": "stored", "scale": "scale", "in_mul": "in_mul", "zero": "stored_zero"}  # in a file, in Packed
 TENSORS = ("input_scale", "input_zero", "input_mul", "input_shift", "input_extra", "bias")
+SEEN = ("seen_edges", "seen_shares")  # with `clipped` in the entry; files of before monitoring lack them
 
 
 def digest(tensor: Tensor) -> str:
@@ -157,6 +159,9 @@ def plan_to_data(plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
             entry["packed_type"] = str(packed.type)
             entry["halves"] = packed.halves
             found |= {key: getattr(packed, field) for key, field in PACKED.items()}
+        if d.seen is not None:
+            entry["clipped"] = d.seen.clipped
+            found |= dict(zip(SEEN, (d.seen.edges, d.seen.shares), strict=True))
         tensors |= {f"{d.site}|{key}": t for key, t in found.items() if t is not None}
     attention = None if plan.attention is None else str(plan.attention).removeprefix("torch.")
     data = {"scheme": str(plan.scheme), "parameters": plan.parameters, "attention": attention, "notes": plan.notes}
@@ -169,7 +174,7 @@ def plan_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pl
     plan = Plan(Scheme.parse(data["scheme"]), {}, data["parameters"], attention, list(data["notes"]))
     plan.front = data.get("front")
     for entry in data["decisions"]:
-        held = {key: tensors.get(f"{entry['site']}|{key}") for key in (*PACKED, *TENSORS)}
+        held = {key: tensors.get(f"{entry['site']}|{key}") for key in (*PACKED, *TENSORS, *SEEN)}
         packed = None
         if "packed_type" in entry:
             qtype = QType.parse(entry["packed_type"])
@@ -181,6 +186,7 @@ def plan_from_data(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pl
             input_type=QType.parse(entry["input_type"]) if "input_type" in entry else None,
             **{key: held[key] for key in TENSORS},
             packed=packed,
+            seen=None if held[SEEN[0]] is None else Seen(*(held[key] for key in SEEN), entry.get("clipped", 0.0)),
         )
     return plan
 

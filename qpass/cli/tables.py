@@ -17,7 +17,7 @@ from qpass.inspect.report import Report
 from qpass.passes import ORDER
 from qpass.passes.fuse import EPILOGUE, LINEAR
 from qpass.plan import Plan, rows
-from qpass.runtime import Record
+from qpass.served import Record
 
 RULES = (*LINEAR, *EPILOGUE)
 

@@ -16,7 +16,7 @@ from qpass.inspect.figures import SiteError
 from qpass.inspect.known import Known
 from qpass.inspect.weights import weight_figures
 from qpass.plan import Decision
-from qpass.runtime import Record
+from qpass.served import Record
 
 FORMAT, VERSION = "qpass-report", 1
 FLOAT_BYTES = 4

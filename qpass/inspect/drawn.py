@@ -7,7 +7,7 @@ import io
 from qpass.errors import QpassError, nearest
 from qpass.inspect.document import check_size
 from qpass.inspect.levels import LevelNode, collapsed, last_of_levels, nodes
-from qpass.runtime import Record
+from qpass.served import Record
 
 SHAPES = {"input": "ellipse", "parameter": "note", "call": "box", "output": "ellipse"}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from qpass.inspect.cost import SiteTime
 from qpass.inspect.figures import SiteError
 from qpass.plan import Decision
-from qpass.runtime import Record
+from qpass.served import Record
 
 FLOAT_BYTES = 4
 

@@ -11,7 +11,7 @@ from qpass.inspect.cost import Times
 from qpass.inspect.errors import Measured
 from qpass.inspect.figures import SiteError
 from qpass.plan import Plan
-from qpass.runtime import Record
+from qpass.served import Record
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from qpass.inspect.explain import explain
 from qpass.inspect.known import Known
 from qpass.inspect.written import written
 from qpass.plan import matches
-from qpass.runtime import Record
+from qpass.served import Record
 
 WORST = 5
 Path = str | os.PathLike[str]

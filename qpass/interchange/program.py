@@ -30,7 +30,8 @@ from qpass.passes import ORDER
 from qpass.passes.annotate import site_operation, weight_source
 from qpass.pipeline import Context, Pass, Settings, run_pipeline
 from qpass.plan import Plan
-from qpass.runtime import CHANGED, Runtime, runtime_of
+from qpass.runtime import Runtime, runtime_of
+from qpass.self_watched import CHANGED
 from qpass.sites import SiteNames
 
 QDQ = tuple(each for each in ORDER if each.leaves in ("float", "annotated", "qdq"))

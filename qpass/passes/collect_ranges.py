@@ -11,6 +11,7 @@ concatenates and pools too, and each has an entry for its patches (patches.py).
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, fx
 from qpass.convolutions import geometry, is_convolution
 from qpass.errors import QpassError
 from qpass.geometry import Geometry
-from qpass.observations import Observations, Observed, halves
+from qpass.observations import Observations, Observed, halves, values_of
 from qpass.padding import unpadded
 from qpass.passes.conv_values import OUTPUT
 from qpass.passes.scalable import sources
@@ -122,6 +123,8 @@ class CollectRanges(fx.Interpreter):
         self.names = self._group_names(gm)
         for name, group in self.names.items():
             into.groups.setdefault(name, group)
+        images = Counter(self.names[name] for name in (*own, *self.outputs.values()))
+        self.several = {name for name, group in self.names.items() if images[group] > 1}
 
     def _group_names(self, gm: fx.GraphModule) -> dict[str, str]:
         groups, image_groups = sharing_groups(gm), sharing_groups(gm, IMAGE_MOVES)
@@ -187,6 +190,9 @@ class CollectRanges(fx.Interpreter):
     def _observe_image(self, name: str, x: Tensor) -> None:
         """The range of all values; of channels, where every value of the group has as many."""
         group = self.names[name]
+        if name in self.several and self.watching and x.numel() and not x.is_complex():  # a pool's values are larger
+            own = self.into.observed.setdefault(values_of(name), Observed(Range.empty()))
+            self._add(name, lambda: own.add_range(x.cpu(), 1))
         if self._seen(group, x):
             return
         x = x.cpu()

@@ -193,7 +193,10 @@ def _codes(gm: fx.GraphModule, x: fx.Node, decision: Decision, quantized: dict, 
             zero = None if symmetric else add_constant(gm, f"{decision.site}_input_zero", decision.input_zero, node)
         else:
             scale, zero = _choose(gm, shifted, qtype, node)
-        quantized[key] = (add_call(gm, qpass.quantize.default, (shifted, scale, zero, qtype), node), scale, zero)
+        codes = add_call(gm, qpass.quantize.default, (shifted, scale, zero, qtype), node)
+        codes.meta["quantizes"] = []  # the names of all decisions that it carries out
+        quantized[key] = (codes, scale, zero)
+    quantized[key][0].meta["quantizes"].append(decision.site)
     return quantized[key]
 
 
