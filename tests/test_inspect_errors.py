@@ -1,5 +1,6 @@
 """Errors of sites, by themselves and at the model's output: against what a whole model with such sites gives."""
 
+import dataclasses
 import math
 
 import pytest
@@ -33,10 +34,19 @@ def loss_of(model, plan, data):
         return noise / sum(float(model(x).double().square().sum()) for x in data)
 
 
+def test_attention_of_another_type_is_told_of(net):
+    """It is no site: what it does is not in the losses, and a note says so."""
+    model, data, plan = net
+    for kind, said in ((torch.bfloat16, True), (None, False)):
+        asked = dataclasses.replace(plan, attention=kind)
+        notes = measure(model, asked, iter(data[:1]), "squared error", alone=False).notes
+        assert any("attention runs in bfloat16" in note for note in notes) == said
+
+
 def test_losses_are_those_of_models_with_such_sites(net):
     model, data, plan = net
     found = measure(model, plan, iter(data), "squared error", alone=True)
-    assert found.loss == pytest.approx(loss_of(model, plan, data), rel=1e-3)
+    assert found.loss == pytest.approx(loss_of(model, as_float(plan, bool), data), rel=1e-3)  # attention as it is
     assert list(found.errors) == [d.site for d in plan.quantized]
     error = found.errors["1.up:linear.0"]
     assert error.loss_alone == pytest.approx(loss_of(model, as_float(plan, "1.up:linear.0".__eq__), data), rel=1e-2)

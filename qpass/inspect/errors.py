@@ -119,6 +119,9 @@ class Probe(Replay):
         notes = [f"{site} is quantized, but no batch came to it" for site in absent]
         if any(d.is_output for d in self.plan):
             notes.append("losses count the sites; that convolutions leave their values as integers is not part of them")
+        if self.plan.attention is not None:
+            kind = str(self.plan.attention).removeprefix("torch.")
+            notes.append(f"losses count the sites; that attention runs in {kind} is not part of them")
         named = ((name, node) for _, nodes, _ in self.graphs for name, node in nodes.items())
         return Measured(errors, self.losses.chosen or None, of(*ALL), batches, tuple(notes), source_lines(dict(named)))
 
