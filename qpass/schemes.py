@@ -211,6 +211,10 @@ class Recipe:
         """The scheme of a site (`path:operation.ordinal`) or module path; None keeps it in float."""
         return next((scheme for glob, scheme in self.rules if _matches(glob, site)), self.default)
 
+    def __str__(self) -> str:
+        """`glob: scheme`, one a line in order; the last line is the default."""
+        return "\n".join(f"{glob}: {scheme or 'float'}" for glob, scheme in (*self.rules, ("*", self.default)))
+
     def names(self, site: str) -> bool:
         """Whether the rule that a site follows names it, by the end of its path: `lm_head` and `*embed*`, not `model.*`."""
         glob = next((glob for glob, _ in self.rules if _matches(glob, site)), "")

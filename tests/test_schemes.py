@@ -153,3 +153,8 @@ def test_recipe_errors_name_the_glob():
         Recipe.parse({"head": "w8a9"})
     with pytest.raises(QpassError, match="not be a list"):
         Recipe.parse([("head", "w8a8")])
+
+
+def test_a_recipe_prints_its_rules_in_order():
+    recipe = Recipe.parse({"*.attention.*": "w4a16-g32", "head": None}, "w8a8,range=mse")
+    assert str(recipe).splitlines() == ["*.attention.*: w4a16-g32", "head: float", "*: w8a8,range=mse"]
