@@ -8,8 +8,8 @@ from torch.nn import functional as F
 import qpass
 from qpass.convolutions import geometry_of_module
 from qpass.observations import halves
+from qpass.solvers.channel_sizes import usual
 from qpass.solvers.convolution import by_channel, by_output
-from qpass.solvers.cross_layer import usual
 from tests.models import relative
 from tests.models_equalize import GROUPED, UP, Depthwise, Shared, error, factors, images, plan
 

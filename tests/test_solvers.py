@@ -208,3 +208,18 @@ def test_a_table_says_that_no_input_was_seen():
     assert "solver=gptq" in plan["embed:embedding.0"].note
     plan = qpass.analyze(model, "w4a16-g32", ids, [ids], {"embed": "w4a16-g32,solver=hqq"})
     assert plan["embed:embedding.0"].note == ""
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
+def test_a_channel_that_never_moved_has_a_usual_factor(scheme):
+    """What comes to it later is not clipped more than what comes to others."""
+    torch.manual_seed(0)
+    model = nn.Linear(32, 8).eval()
+    batches = [torch.randn(64, 32) * (torch.arange(32) != 5) for _ in range(4)]
+    plan = qpass.analyze(model, f"{scheme},smooth=1.0", batches[0], batches)
+    factors = plan[":linear.0"].packed.in_mul
+    others = factors[torch.arange(32) != 5]
+    assert others.min() * 0.5 < factors[5] < others.max() * 2
+    q, x = qpass.compile(model, plan=plan, backend="reference"), torch.randn(64, 32)
+    with torch.no_grad():
+        assert relative(q(x), model(x)) < 0.02

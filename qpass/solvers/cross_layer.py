@@ -18,21 +18,11 @@ from torch import Tensor
 from qpass.geometry import Geometry
 from qpass.packing import spread
 from qpass.plan import SiteInfo, Source
+from qpass.solvers.channel_sizes import usual
 from qpass.solvers.convolution import by_channel, by_output
 
 SWEEPS = 20
 STILL = 1e-3  # the largest change of a logarithm that is none
-WIDEST = 1e-4  # smallest to largest channel: below, a channel counts as this large
-
-
-def usual(sizes: Tensor) -> Tensor:
-    """Sizes [C] without zeros: a dead channel gets the geometric mean of the others, a tiny one WIDEST of the largest."""
-    sizes = sizes.double()
-    alive = sizes > 0
-    if not alive.any():
-        return torch.ones_like(sizes)
-    held = sizes.clamp(min=float(sizes.max()) * WIDEST)
-    return torch.where(alive, held, held[alive].log().mean().exp())
 
 
 def from_weights(

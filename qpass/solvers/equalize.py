@@ -31,8 +31,9 @@ from qpass.qtype import QParams
 from qpass.ranges import Channels, Range
 from qpass.schemes import Scheme
 from qpass.sizes import PLACES, places
+from qpass.solvers.channel_sizes import usual
 from qpass.solvers.convolution import by_channel, channel_type, rows_of
-from qpass.solvers.cross_layer import from_weights, usual
+from qpass.solvers.cross_layer import from_weights
 
 STRENGTHS = ((0.5, 0.5), (0.75, 0.25), (0.75, 0.0), (1.0, 0.0))  # exponents of reach and of weights
 PARTS = torch.linspace(1.0, 0.2, 9)  # of the limits of an input: candidates for what is kept

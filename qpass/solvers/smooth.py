@@ -17,13 +17,14 @@ from qpass import affine
 from qpass.observations import Observed
 from qpass.qtype import QParams, QType
 from qpass.schemes import Scheme
+from qpass.solvers.channel_sizes import usual
 from qpass.solvers.steps import least_error
 
 STATIC_STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 DYNAMIC_STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 WHOLE = 8  # bits whose steps are small enough to make room for all that was seen
 INPUT_PARTS = torch.linspace(1.0, 0.1, 31)  # of the limits of an input of fewer bits: candidates for what is kept
-SMALLEST = 1e-5  # of the largest channel: what a dead channel is taken for
+SMALLEST = 1e-5  # of the largest channel: below it a channel is dead
 
 
 ROOM = 0.2  # of its reach that a channel with a heavy tail gets more
@@ -47,7 +48,8 @@ def channel_limits(observed: Observed) -> tuple[Tensor, Tensor]:
     channels, mean = observed.range.channels, observed.mean
     up, down = channels.hi.double() - mean, mean - channels.lo.double()
     rows = max(observed.rows, 4)
-    spread = observed.covariance.diagonal().clamp(min=0).sqrt()
+    moves = channels.hi > channels.lo  # of one that does not, the variance is rounding
+    spread = torch.where(moves, observed.covariance.diagonal().clamp(min=0).sqrt(), 0)
     beyond = torch.maximum(up, down) - math.sqrt(2 * math.log(rows)) * spread
     tail = (beyond / (2 * spread).clamp(min=torch.finfo(torch.float32).tiny)).clamp(0, 1)
     missing, room = min(1.0, ENOUGH / rows), 1 + ROOM * tail
@@ -65,11 +67,15 @@ def shift(observed: Observed, dynamic: bool) -> Tensor:
 
 
 def factor(reach: Tensor, weight: Tensor, strength: float) -> Tensor:
-    """V [K] for channels that reach `reach` [K] and the weights [N, K] that read them; its mean log is 0."""
-    sizes = []
-    for size in (reach.double(), weight.abs().amax(0).double()):
-        sizes.append(size.clamp(min=max(float(size.max()) * SMALLEST, torch.finfo(torch.float32).tiny)).log())
-    log = (1 - strength) * sizes[1] - strength * sizes[0]
+    """V [K] for channels that reach `reach` [K] and the weights [N, K] that read them; its mean log is 0.
+
+    Of a channel that never moved nothing is known: it is taken to reach as far as others do (their geometric mean), since a
+    factor that makes it large would clip whatever comes to it later.
+    """
+    size = weight.abs().amax(0).double()
+    size = size.clamp(min=max(float(size.max()) * SMALLEST, torch.finfo(torch.float32).tiny))
+    moves = reach.double() > float(reach.max()) * SMALLEST
+    log = (1 - strength) * size.log() - strength * usual(torch.where(moves, reach.double(), 0)).log()
     return (log - log.mean()).exp().float()
 
 
