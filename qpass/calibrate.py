@@ -24,8 +24,8 @@ from qpass.padding import mask_of
 from qpass.passes.annotate import describe_sites
 from qpass.passes.collect_ranges import CollectRanges
 from qpass.passes.simplify import simplify
-from qpass.plan import SiteInfo
 from qpass.processes import everywhere, rank
+from qpass.site_info import SiteInfo
 from qpass.sites import SiteNames
 
 Batch = Any

@@ -15,9 +15,10 @@ from qpass.calibrate import Batch, call_arguments
 from qpass.errors import QpassError
 from qpass.install import packed_weights
 from qpass.interrupts import stop_if_asked
-from qpass.plan import Plan, SiteInfo
+from qpass.plan import Plan
 from qpass.processes import everywhere
 from qpass.schemes import Scheme
+from qpass.site_info import SiteInfo
 from qpass.storage import fingerprint
 
 

@@ -18,9 +18,10 @@ from qpass.in_place import pack_now
 from qpass.interrupts import stop_if_asked
 from qpass.observations import Observations, Observed
 from qpass.passes.other_sites import LOOKUP, why_not
-from qpass.plan import Decision, Plan, SiteInfo
+from qpass.plan import Decision, Plan
 from qpass.schemes import Recipe, Scheme
 from qpass.seen import Seen, clipped_of, grid, seen_of
+from qpass.site_info import SiteInfo
 from qpass.solvers.solve import Solution, solve
 from qpass.storage import fingerprint
 

@@ -17,12 +17,13 @@ from qpass import affine
 from qpass.decide_site import BY_RECIPE, describe, why_float, why_type, why_weight
 from qpass.observations import Observations, Observed
 from qpass.passes.collect_ranges import patches_of
-from qpass.plan import Decision, SiteInfo
+from qpass.plan import Decision
 from qpass.qtype import QParams, QType
 from qpass.range_choice import choose_range
 from qpass.ranges import Range
 from qpass.schemes import Recipe, Scheme
 from qpass.seen import Seen, clipped_of, grid, seen_of
+from qpass.site_info import SiteInfo
 from qpass.solvers.convolution import solve_convolution
 from qpass.solvers.equalize import Factor, choose_factors, scaled
 from qpass.solvers.smooth import WHOLE

@@ -10,8 +10,9 @@ from torch import Tensor
 from qpass.observations import Observations, Observed
 from qpass.packing import Packed, pack
 from qpass.passes.other_sites import LOOKUP
-from qpass.plan import Decision, SiteInfo
+from qpass.plan import Decision
 from qpass.schemes import Scheme
+from qpass.site_info import SiteInfo
 
 NO_PARAMETER = "its weight is computed, not a parameter of the model"
 NOT_REAL = "its weight is {}, schemes quantize real floating-point weights"

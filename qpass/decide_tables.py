@@ -20,8 +20,9 @@ from qpass.decide_linear import suited
 from qpass.decide_site import BY_RECIPE, describe, why_type, why_weight
 from qpass.observations import Observations
 from qpass.passes.other_sites import LOOKUP, why_not
-from qpass.plan import Decision, SiteInfo
+from qpass.plan import Decision
 from qpass.schemes import Recipe, Scheme
+from qpass.site_info import SiteInfo
 
 HEAD = "an output layer: its rounding goes straight into the logits, so it stays float unless a recipe names it"
 SHARED = "{} reads the same weight, and the recipe leaves that in float"

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from qpass.install import install, packed_weights
 from qpass.passes.other_sites import LOOKUP
-from qpass.plan import Decision, SiteInfo
+from qpass.plan import Decision
+from qpass.site_info import SiteInfo
 
 IN_PART = "qpass: the weights of this {} are packed in part, and their float values are gone; load the model again."
 

@@ -18,7 +18,7 @@ from qpass.capture import capture, front_end, tensor_names
 from qpass.convolutions import MODULES, geometry_of_module
 from qpass.passes.annotate import describe_sites
 from qpass.passes.other_sites import LOOKUP
-from qpass.plan import SiteInfo
+from qpass.site_info import SiteInfo
 from qpass.sites import SiteNames
 
 

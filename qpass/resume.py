@@ -21,9 +21,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from qpass.errors import QpassError
-from qpass.plan import Decision, Plan, SiteInfo
+from qpass.plan import Decision, Plan
 from qpass.processes import agree, count, first_alone
 from qpass.schemes import Recipe, Scheme
+from qpass.site_info import SiteInfo
 from qpass.storage import digest, plan_from_data, plan_to_data, read, write
 
 LOG = logging.getLogger("qpass")

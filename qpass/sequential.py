@@ -22,10 +22,11 @@ from qpass.decide import Asked, asked, decide_group, groups
 from qpass.observations import Observed
 from qpass.padding import unpadded
 from qpass.passes.collect_ranges import CollectRanges
-from qpass.plan import Decision, SiteInfo
+from qpass.plan import Decision
 from qpass.processes import collected, everywhere, first_alone, spread
 from qpass.resume import Checkpoint, batch_digest, batches_digest, finished, save
 from qpass.schemes import Recipe
+from qpass.site_info import SiteInfo
 from qpass.solvers.rows import by
 from qpass.walk import Walk, narrow
 

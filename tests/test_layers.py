@@ -30,7 +30,7 @@ LAYERS = (
     ("canonical", "capture", "convolutions", "graph_text", "graphs", "guards", "install", "products", "rewrite",
      "sites", "source_lines", "trained"),
     ("conv_ops", "nested", "nested_ops", "observations", "ops", "packing", "padding", "patches", "plan",
-     "schemes", "shards", "shared", "storage"),
+     "schemes", "shards", "shared", "site_info", "storage"),
     ("affine", "arity", "geometry", "histogram", "nested_words", "qtype", "range_choice", "ranges", "scheme_words", "seen",
      "sizes"),
     ("errors", "files", "interrupts", "memory", "processes"),

@@ -21,8 +21,8 @@ from qpass.passes.conv_values import is_operand, outputs_to_quantize
 from qpass.passes.fold_norm import norm_affine
 from qpass.passes.other_sites import LOOKUP, other_operation
 from qpass.passes.scalable import norm_behind, sources
-from qpass.plan import SiteInfo
 from qpass.products import is_parameter
+from qpass.site_info import SiteInfo
 from qpass.sites import SiteNames, module_path
 
 aten = torch.ops.aten

@@ -20,7 +20,7 @@ from qpass.convolutions import is_convolution
 from qpass.graphs import PADS, constant, single_user
 from qpass.passes.conv_values import BATCH_NORM, OUTPUT
 from qpass.passes.fold_norm import norm_affine
-from qpass.plan import Source
+from qpass.site_info import Source
 
 aten = torch.ops.aten
 

@@ -17,11 +17,12 @@ from qpass.decide import asked, decide
 from qpass.errors import QpassError
 from qpass.inspect.branches import Products
 from qpass.passes.other_sites import LOOKUP
-from qpass.plan import Decision, Plan, SiteInfo
+from qpass.plan import Decision, Plan
 from qpass.planning import RecipeLike
 from qpass.processes import count
 from qpass.schemes import Recipe, Scheme
 from qpass.search.kept import Kept
+from qpass.site_info import SiteInfo
 
 FLOAT = "float"
 SCHEMES = "schemes such as 'w4a16' and 'w8a8', and None for float"

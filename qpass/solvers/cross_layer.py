@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qpass.geometry import Geometry
 from qpass.packing import spread
-from qpass.plan import SiteInfo, Source
+from qpass.site_info import SiteInfo, Source
 from qpass.solvers.channel_sizes import usual
 from qpass.solvers.convolution import by_channel, by_output
 

@@ -26,10 +26,10 @@ from qpass.geometry import Geometry
 from qpass.observations import Observations, Observed
 from qpass.packing import spread
 from qpass.passes.collect_ranges import channels_of
-from qpass.plan import SiteInfo, Source
 from qpass.qtype import QParams
 from qpass.ranges import Channels, Range
 from qpass.schemes import Scheme
+from qpass.site_info import SiteInfo, Source
 from qpass.sizes import PLACES, places
 from qpass.solvers.channel_sizes import usual
 from qpass.solvers.convolution import by_channel, channel_type, rows_of
