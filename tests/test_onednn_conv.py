@@ -75,6 +75,8 @@ class Fused(nn.Module):
         if self.residual == "float":
             r = r * 2
             other = (r, None, None, "")
+        if self.residual == "half":
+            other = (r := (r * 2).bfloat16(), None, None, "")
         qtype, dtype = self.output
         out = (self.os, self.oz, qtype) if qtype else (None, None, "")
         weight = (self.w, self.ws, self.channels, self.b)
@@ -86,7 +88,9 @@ def images(model):
     """x, and a residual of the result's shape."""
     x = torch.randint(0, 256, model.shape, dtype=torch.uint8)
     shape = conv_shape(model.shape, model.w.shape, *model.walk)
-    return x, torch.randn(shape) if model.residual == "float" else torch.randint(0, 256, shape, dtype=torch.uint8)
+    return x, torch.randn(shape) if model.residual in ("float", "half") else torch.randint(
+        0, 256, shape, dtype=torch.uint8
+    )
 
 
 def lowered(model):
@@ -157,6 +161,13 @@ def test_residuals(name, residual, output):
     gm = check(Fused(WALKS[name], "relu", residual, output))
     in_place = residual == ("codes" if output == "codes" else "float") and len(WALKS[name][0]) == 4
     assert bool(named(gm, SUM)) == (in_place and residual == output)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_residual_of_another_type(output):
+    """A sum in place would give its type back."""
+    gm = check(Fused(WALKS["three to five"], "relu", "half", output))
+    assert not named(gm, SUM)
 
 
 @pytest.mark.parametrize(("residual", "output"), [("codes", "codes"), ("float", "float")])

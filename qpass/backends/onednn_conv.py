@@ -82,12 +82,11 @@ def _held(node: object) -> Tensor:
 
 
 def _summable(node: fx.Node) -> bool:
-    """The sum is made in place: the addend is an image of the result's own type."""
+    """The sum is made in place: the addend is an image of the result's own type, which is what the result has then."""
     other, other_type, out_type, dtype = node.args[8], node.args[11], node.args[16], node.args[17]
-    two_axes = other.meta["val"].dim() == 4
-    return two_axes and (
-        (other_type == "u8/t" and out_type == "u8/t") or (not other_type and not out_type and dtype is torch.float32)
-    )
+    held = other.meta["val"]
+    floats = not other_type and not out_type and held.dtype is dtype is torch.float32
+    return held.dim() == 4 and ((other_type == "u8/t" and out_type == "u8/t") or floats)
 
 
 def _call(gm: fx.GraphModule, node: fx.Node, scale: float, zero: int, dtype: torch.dtype, act: str, other) -> fx.Node:
