@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch._dynamo import guards
 
+from qpass.backends import cpu
+
 gc.set_threshold(10_000, 20, 50)  # a capture makes objects by the hundred thousand, and keeps them: 5 % of its time
 # after each capture torch empties the processor's cache and times the guards, for its log alone: 17 ms
 if hasattr(guards, "profile_guard_manager"):
@@ -21,6 +23,12 @@ def seeded():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def kernels_of_ours(monkeypatch):
+    """Convolutions run on these where there is AMX too, for which the backend takes oneDNN's else."""
+    monkeypatch.setattr(cpu, "has_amx", lambda: False)
 
 
 @pytest.fixture(autouse=True, scope="session")

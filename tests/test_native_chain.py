@@ -14,6 +14,8 @@ from qpass.backends.native.chain import Step, place
 from tests.models_vision import Inverted, ResNet, smooth
 from tests.test_native import needs_kernels
 
+pytestmark = pytest.mark.usefixtures("kernels_of_ours")
+
 
 class Branches(nn.Module):
     """Two images, a residual, a value that a float operator reads in the middle, and channels of a wider image."""

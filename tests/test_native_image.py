@@ -13,6 +13,8 @@ from tests.test_native import needs_kernels, on_kernel
 
 Q = torch.ops.qpass
 
+pytestmark = pytest.mark.usefixtures("kernels_of_ours")
+
 
 @needs_kernels
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import qpass
 from qpass import sequential
 from qpass.cli import main
 from qpass.packing import Packed
+from qpass.seen import Seen
 from tests.test_sequential import Stack, data, stack
 
 SCHEME = "w3a16-g32"
@@ -29,7 +30,7 @@ def _same(one, other):
     if isinstance(one, torch.Tensor):
         assert one.dtype == other.dtype
         assert torch.equal(one, other)
-    elif isinstance(one, Packed):
+    elif isinstance(one, Packed | Seen):
         for field in dataclasses.fields(one):
             _same(getattr(one, field.name), getattr(other, field.name))
     else:
