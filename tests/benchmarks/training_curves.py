@@ -21,18 +21,18 @@ def plot(curves: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> bo
     figure, axes = pyplot.subplots(len(curves), len(SHOWN), figsize=(4 * len(SHOWN), 3 * len(curves)), squeeze=False)
     for row, (task, runs) in zip(axes, curves.items(), strict=True):
         for axis, what in zip(row, SHOWN, strict=True):
-            for name, curve in runs.items():
-                _line(axis, name, curve, what)
+            for number, (name, curve) in enumerate(runs.items()):
+                _line(axis, name, curve, what, f"C{number}")
             axis.set_title(f"{task}: {what}", fontsize=8)
             axis.set_xlabel("step", fontsize=7)
-        row[0].legend(fontsize=4)
+        row[0].legend(fontsize=5)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return True
 
 
-def _line(axis: Any, name: str, curve: list[dict[str, float]], what: str) -> None:
+def _line(axis: Any, name: str, curve: list[dict[str, float]], what: str, color: str) -> None:
     points = [(at["step"], at[what]) for at in curve if what in at]
     if points:
-        axis.plot(*zip(*points, strict=True), label=name, linewidth=0.8)
+        axis.plot(*zip(*points, strict=True), label=name, linewidth=0.8, color=color)

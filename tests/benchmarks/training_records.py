@@ -85,8 +85,8 @@ def report(known: list[Task]) -> None:
     with replacing(PAGE) as out:
         out.write_text(page)
     curves: dict[str, Any] = {}
-    for r in records:
-        curves.setdefault(r["task"], {})[f"{r['scheme']} {r['method']}".strip()] = r["curve"] if r["seed"] == 0 else []
+    for r in [r for r in records if r["seed"] == 0]:
+        curves.setdefault(r["task"], {})[f"{r['scheme']} {r['method']}".strip()] = r["curve"]
     plot(curves, KEPT.with_suffix(".png"))
 
 
