@@ -6,10 +6,13 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined:
 
 import pytest
 import torch
+from hypothesis import settings
 from torch._dynamo import guards
 
 from qpass.backends import cpu
 
+settings.register_profile("qpass", deadline=None)  # of the clock, which says nothing where cores are shared
+settings.load_profile("qpass")
 gc.set_threshold(10_000, 20, 50)  # a capture makes objects by the hundred thousand, and keeps them: 5 % of its time
 # after each capture torch empties the processor's cache and times the guards, for its log alone: 17 ms
 if hasattr(guards, "profile_guard_manager"):
