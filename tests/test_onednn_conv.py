@@ -148,6 +148,12 @@ def test_epilogues(act, residual):
     check(Fused(WALKS["three to five"], act, residual, output))
 
 
+@pytest.mark.parametrize("act", ["relu", "gelu"])
+@pytest.mark.parametrize("name", ["one axis", "three axes"])
+def test_activations_on_other_axes(name, act):
+    check(Fused(WALKS[name], act))
+
+
 @pytest.mark.parametrize("residual", ["", "codes"])
 def test_prelu(residual):
     check(Fused(WALKS["groups"], slope=True, residual=residual))

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 import qpass
+from qpass.backends.native import conv_lower
 from tests.models import relative
 
 
@@ -19,7 +20,7 @@ def test_types_of_inputs_are_part_of_a_kernel():
 
 
 class Upwards(nn.Module):
-    """A transposed convolution, which no integer kernel of the cpu backend runs, and what reads it pixel by pixel."""
+    """A transposed convolution, which no integer kernel but ours runs on a CPU, and what reads it pixel by pixel."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +31,8 @@ class Upwards(nn.Module):
         return self.out(self.norm(y.permute(0, 2, 3, 1)) + (y * 2).permute(0, 2, 3, 1))
 
 
-def test_the_reference_of_a_convolution_lies_in_memory_as_its_kernels_are_told():
+def test_the_reference_of_a_convolution_lies_in_memory_as_its_kernels_are_told(monkeypatch):
+    monkeypatch.setattr(conv_lower, "why_not_conv", lambda node: "a test keeps the reference")
     torch.manual_seed(0)
     model = Upwards().eval().to(memory_format=torch.channels_last)
     x = torch.randn(2, 8, 5, 7).to(memory_format=torch.channels_last)

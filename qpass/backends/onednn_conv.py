@@ -60,7 +60,7 @@ def why_not(node: fx.Node) -> str | None:
 def lower_conv(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """The nodes that compute a fused convolution, in front of `node`; returns the last."""
     other, act, slope = node.args[8], node.args[12], node.args[13]
-    whole = act in POST_OPS and slope is None
+    whole = act in POST_OPS and slope is None and (not act or node.args[4].meta["val"].dim() < 5)  # none on three axes
     if other is None and whole:
         return _call(gm, node, *_target(node), act, None)
     if whole and act in ("", "relu") and _summable(node):
