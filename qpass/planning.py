@@ -66,11 +66,7 @@ def analyze(
     session = Session(model)
     session.observations.moments, session.observations.parts = calibration is not None, parts
     with buffers_kept(model):
-        if example_inputs is not None:
-            checks.check_inputs(model, example_inputs, "example_inputs")
-            session.watching = False
-            session.run(example_inputs, "example_inputs")
-            session.watching = True
+        run_example(session, model, example_inputs)
         if calibration is None:
             checks.check_sites(model, session.sites)
             return decide(model, session.sites, rules, session.observations)
@@ -90,6 +86,15 @@ def analyze(
     plan.notes += [ONE_PASS.format(decided)] if decided else []
     plan.notes += [NOTHING_TO_RESUME.format(kept.directory)] if kept else []
     return plan
+
+
+def run_example(session: Session, model: nn.Module, example_inputs: Batch | None) -> None:
+    """Captures the call that is given as an example, if one is, without counting what it sees."""
+    if example_inputs is not None:
+        checks.check_inputs(model, example_inputs, "example_inputs")
+        session.watching = False
+        session.run(example_inputs, "example_inputs")
+        session.watching = True
 
 
 def tell_default(plan: Plan, scheme: str | Scheme | None) -> Plan:

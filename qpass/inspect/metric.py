@@ -116,9 +116,14 @@ def _value(metric: Function, key: tuple[str, str], output: Any, wanted: Any) -> 
     site, which = key
     said = {"alone": f"{site} alone quantized", "without": f"{site} alone left float", "all": "all sites quantized"}
     run = f"with {said.get(which, f'{site} alone quantized to {which}')}"
-    place = f"metric {name_of(metric)}, {run}"
+    return number_of(metric, run, output, wanted)
+
+
+def number_of(metric: Callable[..., Any], what: str, *args: Any) -> float:
+    """What a user's function says of its arguments, as a finite number; `what` names the run in an error."""
+    place = f"metric {name_of(metric)}, {what}"
     try:
-        value = metric(output, wanted)
+        value = metric(*args)
     except Exception as error:
         raise QpassError(f"{place}: it raised {type(error).__name__}: {error}") from error
     try:

@@ -18,7 +18,7 @@ from qpass.errors import QpassError
 from qpass.inspect.branches import Products
 from qpass.passes.other_sites import LOOKUP
 from qpass.plan import Decision, Plan
-from qpass.planning import RecipeLike
+from qpass.planning import RecipeLike, run_example
 from qpass.processes import count
 from qpass.schemes import Recipe, Scheme
 from qpass.search.kept import Kept
@@ -103,11 +103,7 @@ def _observed(model: nn.Module, example_inputs: Batch | None, calibration: Seque
     session = Session(model)
     session.observations.moments = calibration is not None
     with buffers_kept(model):
-        if example_inputs is not None:
-            checks.check_inputs(model, example_inputs, "example_inputs")
-            session.watching = False
-            session.run(example_inputs, "example_inputs")
-            session.watching = True
+        run_example(session, model, example_inputs)
         if calibration is not None:
             checks.check_counts([observe(session, checks.checked(model, calibration))])
     checks.check_sites(model, session.sites)

@@ -10,7 +10,6 @@ evaluated twice: a metric that says two things of one model, is not finite, or r
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import nn
 
 from qpass.calibrate import Batch, buffers_kept, call_arguments, evaluating
 from qpass.errors import QpassError
-from qpass.inspect.metric import Function, Losses, checked_metric, name_of
+from qpass.inspect.metric import Function, Losses, checked_metric, name_of, number_of
 
 SAME = 1e-5  # relative: two runs of one model may add in another order
 Model = Callable[[nn.Module], Any]
@@ -62,18 +61,7 @@ def checked(metric: Any, model: nn.Module, batch: Batch) -> tuple[str | Function
 
 def value_of(metric: Model, model: nn.Module, what: str) -> float:
     """What a function of the model says, as a finite number."""
-    place = f"metric {name_of(metric)}, of {what}"
-    try:
-        value = metric(model)
-    except Exception as error:
-        raise QpassError(f"{place}: it raised {type(error).__name__}: {error}") from error
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise QpassError(f"{place}: it returned a {type(value).__name__}; expected one number.") from error
-    if not math.isfinite(number):
-        raise QpassError(f"{place}: it returned {number}; expected a finite number.")
-    return number
+    return number_of(metric, f"of {what}", model)
 
 
 def _same(name: str, first: float, second: float) -> None:
