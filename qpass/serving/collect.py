@@ -20,7 +20,7 @@ from qpass import histogram
 from qpass.ranges import Range
 from qpass.seen import count
 
-VALUES = 1 << 18
+VALUES = 1 << 16
 
 
 @dataclass
