@@ -39,8 +39,9 @@ def tensor_names(model: nn.Module) -> dict[int, str]:
     return names
 
 
-def front_end(model: nn.Module, backend: GraphBackend, frozen: bool = False) -> Callable[..., Any]:
-    """The model's call, captured: each graph goes to `backend(graph, inputs)`, whose result runs in its place.
+def front_end(model: nn.Module, backend: GraphBackend, frozen: bool = False, path: str = "") -> Callable[..., Any]:
+    """The call of a model, or of its part at `path`, captured: each graph goes to `backend(graph, inputs)`, whose result
+    runs in its place.
 
     Batch and length are symbolic from the first capture on, height and width from the second size on. The outer
     function lives here, since the front end skips frames of torch.nn (a bare Sequential); it is a new code object for
@@ -49,12 +50,16 @@ def front_end(model: nn.Module, backend: GraphBackend, frozen: bool = False) -> 
     frozen: parameters and buffers are held by the graph (see `held`) instead of being looked up and passed on each call,
     and fewer guards are kept; somebody else has to notice when they are replaced.
     """
+    names = path.split(".") if path else ()
 
     def call(root: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        for name in names:
+            root = root._modules[name]  # type: ignore[assignment]
         return root._call_impl(*args, **kwargs)
 
     slow = _no_fast_path if any(isinstance(m, WITH_FAST_PATH) for m in model.modules()) else contextlib.nullcontext
-    own = types.FunctionType(call.__code__.replace(co_name="forward"), call.__globals__, "forward")
+    code = call.__code__.replace(co_name="forward")
+    own = types.FunctionType(code, call.__globals__, "forward", None, call.__closure__)
     held = _Held(backend)
     options = {"guard_filter_fn": lambda guards: [needed(guard) for guard in guards]} if frozen else None
     compiled = torch.compile(own, backend=_relay(weakref.ref(held)), dynamic=True, options=options)

@@ -13,34 +13,28 @@ import copy
 import threading
 import time
 import types
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from qpass.backends import Backend
 from qpass.backends.cuda_graphs import MODES, replayed, static_inputs
-from qpass.capture import capture, front_end, held, tensor_names
+from qpass.calls import installed, removed
+from qpass.capture import capture, held, tensor_names
 from qpass.checks import check_one_width
 from qpass.install import uninstall
 from qpass.passes import ORDER
 from qpass.pipeline import Context, Settings, run_pipeline
 from qpass.plan import Plan
-from qpass.self_watched import CHANGED, all_real, empty, hint, watched
+from qpass.self_watched import all_real, empty, hint, watched
 from qpass.served import Kept, Made, Record, Served, twin
 from qpass.shared import share_constants
 from qpass.sites import SiteNames
 from qpass.source_lines import source_lines
 from qpass.watch import OURS, Watch
-
-TRAINING = (
-    "this model was compiled for inference and is in training mode: dropout is active and no gradient is computed; "
-    "call .eval(), or train the float model"
-)
 
 
 @dataclass(repr=False)
@@ -141,7 +135,7 @@ def attach(model: nn.Module, plan: Plan, backend: Backend, mode: str = "default"
         check_one_width(plan, f"mode={mode!r} replays what it recorded, at the bits of then; leave the mode out")
     watch = Watch.of(model)
     runtime = Runtime(plan, backend, weakref.ref(model), mode=mode, watch=weakref.ref(watch))
-    model._compiled_call_impl = inference(model, runtime, watch)
+    installed(model, runtime, watch)
     model.__dict__["__deepcopy__"] = types.MethodType(_deepcopy, model)  # copy.deepcopy looks here before anywhere
     _RUNTIMES[model] = runtime
     return runtime
@@ -159,36 +153,11 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
         for module, parameters in before:
             module._parameters.clear()
             module._parameters.update(parameters)
+        removed(model)
         for name in OURS:
             vars(model).pop(name, None)
         _RUNTIMES.pop(model, None)
         raise
-
-
-def inference(model: nn.Module, runtime: Runtime, watch: Watch) -> Callable[..., Any]:
-    """The model's compiled call. It warns the first time that the model is in training mode, or is not what it was."""
-    warned: list[str] = []
-    calls = [front_end(model, runtime, frozen=True)]
-
-    def warn(sentence: str) -> None:
-        if sentence not in warned:
-            warned.append(sentence)
-            warnings.warn(sentence, stacklevel=4)
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if model.training:
-            warn(TRAINING)
-        if watch.changed():
-            warn(CHANGED)
-            with torch.no_grad():
-                return model._call_impl(*args, **kwargs)
-        if len(calls) == 1 and watch.moved():  # what the model itself changes has to be guarded or passed
-            calls.append(front_end(model, runtime))
-        if runtime.monitor is not None:
-            return runtime.monitor(calls[-1], args, kwargs)
-        return calls[-1](*args, **kwargs)
-
-    return run
 
 
 def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -205,7 +174,7 @@ def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def run_float(model: nn.Module) -> None:
     """Makes a model run in float through torch.compile's own compiler."""
-    model._compiled_call_impl = None
+    removed(model)
     model.__dict__.pop("__deepcopy__", None)
     model.compile(dynamic=None)
 

@@ -22,7 +22,7 @@ LAYERS = (
      "texts"),
     ("search",),
     ("inspect", "serving"),
-    ("bits", "calibrate", "checks", "decide", "decide_conv", "decide_linear", "decide_nested", "decide_site",
+    ("bits", "calibrate", "calls", "checks", "decide", "decide_conv", "decide_linear", "decide_nested", "decide_site",
      "decide_tables", "in_place", "module_sites", "planning", "profit", "qat", "resume", "runtime", "self_watched",
      "sequential", "served", "simulate", "timing", "walk", "watch"),
     ("passes", "backends", "solvers"),

@@ -22,6 +22,5 @@ def test_tokens_are_those_of_the_unwatched_model(name, ways):
     report = m.report()
     assert m.errors == 0
     assert report.looks == report.calls > 0
-    unseen = {row.site for row in report if not row.stats.looks}
-    assert unseen == {row.site for row in report if row.site.startswith("encoder.")}  # generate() calls it by itself
+    assert all(row.stats.looks for row in report)  # those of an encoder too, which generate() calls by itself
     assert all(row.stats.samples >= 2 * row.stats.looks for row in report)  # two rows a call

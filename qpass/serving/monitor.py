@@ -95,28 +95,31 @@ class Monitor:
 
         return look
 
-    def __call__(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """One call of the model, looked at or not."""
+    def __call__(
+        self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], module: nn.Module
+    ) -> Any:
+        """One call of the model, or of a module that is part of it, looked at or not."""
         if not self.budget.due() or not self._looking.acquire(blocking=False):
             graphs, start = len(self.runtime.kept), time.perf_counter()
             result = call(*args, **kwargs)
             self._served(graphs, time.perf_counter() - start)
             return result
         try:
-            result, began = self._looked(call, args, kwargs)
+            result, began = self._looked(call, args, kwargs, module)
         finally:
             self._local.look = None
             self._looking.release()
         self._tell(began)
         return result
 
-    def _looked(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    def _looked(
+        self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], module: nn.Module
+    ) -> tuple[Any, Any]:
         """The result of a call, and the inputs that begin to drift with what it showed."""
         graphs, start, generation = len(self.runtime.kept), time.perf_counter(), self._seen
         look = Look(self.budget.random.random())
         try:
-            model = self.runtime.model() if self.runtime.model else None
-            look.mask = None if model is None else mask_of(model, args, kwargs)
+            look.mask = mask_of(module, args, kwargs)
         except Exception as error:
             look.error = f"{type(error).__name__}: {error}"
         self._local.look = look

@@ -1,0 +1,112 @@
+"""How a compiled model is called, and its parts: through the front end, which captures each kind of call the first time.
+
+    q(x)                          the model's compiled call
+    q.encoder(x), inside q(x)     what any module does: it is part of the graph
+    q.encoder(x), by itself       a compiled call of its own, captured the first time that it comes
+
+`generate()` calls an encoder past the model; users call a backbone, or one tower of two. Parts are children of the model, and
+what `get_encoder` and `get_decoder` of transformers return, where they hold several packed weights. They have the runtime of
+the model: its plan, its monitor, its watch.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from qpass.capture import front_end
+from qpass.install import packed_weights
+from qpass.self_watched import CHANGED
+from qpass.watch import Watch
+
+CALL = "_compiled_call_impl"  # what torch calls in a module's stead
+GETTERS = ("get_encoder", "get_decoder")
+TRAINING = (
+    "this model was compiled for inference and is in training mode: dropout is active and no gradient is computed; "
+    "call .eval(), or train the float model"
+)
+
+
+class _Inside(threading.local):
+    """Whether this thread is in a call of a compiled model."""
+
+    now: bool = False
+
+
+_INSIDE = _Inside()
+
+
+def inference(model: nn.Module, runtime: Any, watch: Watch, path: str = "") -> Callable[..., Any]:
+    """The compiled call of a model, or of the part of it at `path`. runtime: a Runtime; the front end's backend.
+
+    It warns the first time that the model is in training mode, or is not what it was.
+    """
+    warned: list[str] = []
+    calls: list[Callable[..., Any]] = []
+    module = model.get_submodule(path)
+
+    def warn(sentence: str) -> None:
+        if sentence not in warned:
+            warned.append(sentence)
+            warnings.warn(sentence, stacklevel=5)
+
+    def called(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if model.training:
+            warn(TRAINING)
+        if watch.changed():
+            warn(CHANGED)
+            with torch.no_grad():
+                return module._call_impl(*args, **kwargs)
+        if not calls or (len(calls) == 1 and watch.moved()):  # what the model itself changes is guarded or passed
+            calls.append(front_end(model, runtime, frozen=not calls, path=path))
+        if runtime.monitor is not None:
+            return runtime.monitor(calls[-1], args, kwargs, module)
+        return calls[-1](*args, **kwargs)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if path and (_INSIDE.now or torch.compiler.is_compiling() or model.__dict__.get(CALL) is None):
+            return module._call_impl(*args, **kwargs)
+        before, _INSIDE.now = _INSIDE.now, True
+        try:
+            return called(args, kwargs)
+        finally:
+            _INSIDE.now = before
+
+    if (
+        path
+    ):  # between the graphs of a broken one the front end looks at each frame, and this one is none of the model's
+        torch._dynamo.eval_frame.skip_code(run.__code__)
+    return run
+
+
+def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of the parts of a model that are worth a compiled call of their own."""
+    paths = {module: path for path, module in model.named_modules()}
+    found = dict.fromkeys(model.children())
+    for name in GETTERS:
+        try:
+            found[getattr(model, name)()] = None
+        except Exception:  # a model has none, or one of another meaning
+            continue
+    for module in found:
+        own = type(getattr(module, "forward", None)).__name__ == "method" and not isinstance(module, nn.ModuleList)
+        if own and module is not model and module in paths and len(packed_weights(module)) > 1:
+            yield paths[module], module
+
+
+def installed(model: nn.Module, runtime: Any, watch: Watch) -> None:
+    """Gives a model, and its parts, their compiled calls."""
+    setattr(model, CALL, inference(model, runtime, watch))
+    for path, module in parts_of(model):
+        setattr(module, CALL, inference(model, runtime, watch, path))
+
+
+def removed(model: nn.Module) -> None:
+    """Takes them away again."""
+    for module in model.modules():
+        vars(module).pop(CALL, None)
