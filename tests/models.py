@@ -35,6 +35,19 @@ class Attention(nn.Module):
         return self.norm(x + self.out(y))
 
 
+class TwoGraphs(nn.Module):
+    """The front end cannot look into what is between its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.a(x)
+        torch._dynamo.graph_break()
+        return self.b(y.relu())
+
+
 def encoder(layers=1, width=32):
     """A post-norm encoder of `layers` blocks."""
     blocks = []

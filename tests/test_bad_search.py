@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import qpass
-from tests.models import batches
+from tests.models import TwoGraphs, batches
 
 
 @pytest.fixture(scope="module")
@@ -137,23 +137,10 @@ def test_without_scipy(net, monkeypatch):
         search(net)
 
 
-class Broken(nn.Module):
-    """Two graphs."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
-
-    def forward(self, x):
-        y = self.a(x)
-        torch._dynamo.graph_break()
-        return self.b(y.relu())
-
-
 def test_several_graphs():
     """Measured runs whole calls; gradients do not reach across, which is said."""
     torch.manual_seed(0)
-    model, data = Broken().eval(), batches(2, (4, 8))
+    model, data = TwoGraphs().eval(), batches(2, (4, 8))
     found = qpass.search(model, "9 bits", candidates=("w4a16-c", "w8a16"), calibration=data)
     assert [g.name for g in found.groups] == ["a:linear.0", "b:linear.0"]
     assert list(found.losses) == ["measured"]

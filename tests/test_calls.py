@@ -1,4 +1,4 @@
-"""Parts of a compiled model that are called by themselves: compiled where they are, and plain inside of a call of the model."""
+"""Parts of a compiled model that are called by themselves: compiled there, and plain inside of a call of the model."""
 
 import copy
 

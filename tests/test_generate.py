@@ -70,7 +70,7 @@ def test_inputs_quantized_at_run_time():
     assert float((torch.stack(logits, 1) - wanted).norm() / wanted.norm()) < 0.02
 
 
-# architecture, cache, graphs: one of a prompt, one of a token, one of an encoder; a window has more, as it fills, is full, lets tokens fall
+# architecture, cache, graphs: one of a prompt, a token, an encoder; a window has more, as it fills, is full, lets tokens fall
 GRAPHS = (("llama", {}, 2), ("llama", STATIC, 2), ("mistral", {}, 5), ("t5", {}, 4), ("whisper", STATIC, 3))
 
 

@@ -10,7 +10,7 @@ from torch import nn
 import qpass
 from qpass.inspect.errors import measure
 from qpass.inspect.figures import Sums
-from tests.models import FeedForward, batches, encoder, relative
+from tests.models import FeedForward, TwoGraphs, batches, encoder, relative
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +55,6 @@ def test_losses_are_those_of_models_with_such_sites(net):
     assert found.batches == 3
 
 
-class Broken(nn.Module):
-    """Two graphs: the front end cannot look into what is between them."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
-
-    def forward(self, x):
-        y = self.a(x)
-        torch._dynamo.graph_break()
-        return self.b(y.relu())
-
-
 class Writes(nn.Module):
     """One graph, which writes to its input."""
 
@@ -81,7 +68,7 @@ class Writes(nn.Module):
         return self.b(buffer)
 
 
-@pytest.mark.parametrize("kind", [Broken, Writes])
+@pytest.mark.parametrize("kind", [TwoGraphs, Writes])
 def test_losses_of_calls_that_cannot_be_resumed(kind):
     torch.manual_seed(0)
     model, data = kind().eval(), batches(2, (4, 8))

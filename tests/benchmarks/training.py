@@ -3,8 +3,9 @@
 python tests/benchmarks/training.py [--task NAME ...] [--only GLOB ...] [--seed N ...] [--method NAME] [--no-distill]
     [--write]
 
-Every variant starts from the float weights and gets a quarter of the steps that these were trained for: batches, rates and
-seeds are the same, and `float` itself gets them too, as the control that increases are over. A variant learns from the labels
+Every variant starts from the float weights and gets a quarter of the steps that these were trained for: batches and seeds are
+the same, and `float` itself gets them too, as the control that increases are over. A scheme may have another rate; float is
+trained at every rate that a scheme has, and the best of these is the control. A variant learns from the labels
 and from the control's answers (--no-distill: labels alone). What is scored is the compiled model, on the reference backend,
 or another package's own fake-quantized model (--method).
 Each finished run is kept in the user's cache by what made it, an unfinished one as it was every 25 steps, so that an
@@ -43,8 +44,7 @@ def measure(task: Task, options: argparse.Namespace) -> list[Record]:
     how = (options.method, not options.no_distill)
     wanted = [s for s in task.schemes if not options.only or any(fnmatch.fnmatchcase(s, g) for g in options.only)]
     for seed in options.seed:
-        float_run = control(task, seed)
-        base = task.score(float_run.model)
+        float_run, base = control(task, seed)
         before = task.score(task.start(seed).eval())
         found.append(record(task, seed, "float", ("", False), base, float_run.curve))
         print(f"{task.name}, seed {seed}: float {before:.4f}, control {base:.4f} {task.unit}", flush=True)

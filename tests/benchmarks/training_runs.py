@@ -41,10 +41,12 @@ def rate(step: int, steps: int) -> float:
 class Run:
     """One training: model, optimizer and curve, on disk every KEPT steps."""
 
-    def __init__(self, task: Task, model: nn.Module, seed: int, name: str, teacher: nn.Module | None) -> None:
+    def __init__(
+        self, task: Task, model: nn.Module, seed: int, name: str, lr: float, teacher: nn.Module | None
+    ) -> None:
         self.task, self.model, self.seed = task, model.train(), seed
         self.distillation = None if teacher is None else qpass.qat.Distillation(model, teacher, task.features, FEATURES)
-        groups = _groups(task, model)
+        groups = _groups(task, model, lr)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate(step, task.steps))
         self.oscillation = qpass.qat.Oscillation(model)
@@ -110,20 +112,28 @@ class Run:
         return {f"{kind} step": math.exp(statistics.fmean(values)) for kind, values in found.items() if values}
 
 
-def _groups(task: Task, model: nn.Module) -> list[dict[str, Any]]:
+def _groups(task: Task, model: nn.Module, lr: float) -> list[dict[str, Any]]:
     """Steps have their rate, also those that brevitas calls scales."""
     scales = [p for name, p in model.named_parameters() if ".scaling_impl." in name]
-    groups = qpass.qat.param_groups(model, task.lr, task.decay, task.step_lr)
+    groups = qpass.qat.param_groups(model, lr, task.decay, task.step_lr)
     for group in groups:
         group["params"] = [p for p in group["params"] if all(p is not scale for scale in scales)]
     return [*groups, {"params": scales, "lr": task.step_lr, "weight_decay": 0.0}] if scales else groups
 
 
-def control(task: Task, seed: int) -> Run:
-    """The float model, trained on."""
-    run = Run(task, task.start(seed), seed, f"{task.name}-{seed}-float-{key(task.name, seed, quantized=False)}", None)
-    run.train()
-    return run
+def control(task: Task, seed: int) -> tuple[Run, float]:
+    """(the float model, trained on at each rate that a scheme gets, the best of them; its score)."""
+    best: tuple[Run, float] | None = None
+    for lr in dict.fromkeys((task.lr, *task.rates.values())):
+        name = f"{task.name}-{seed}-float-{lr:g}-{key(task.name, seed, quantized=False)}"
+        run = Run(task, task.start(seed), seed, name, lr, None)
+        run.train()
+        score = task.score(run.model)
+        print(f"{task.name}, seed {seed}: float at rate {lr:g} {score:.4f} {task.unit}", flush=True)
+        if best is None or (score < best[1] if task.lower_is_better else score > best[1]):
+            best = run, score
+    assert best is not None
+    return best
 
 
 def trained(task: Task, scheme: str, seed: int, method: str, teacher: nn.Module | None) -> Run | None:
@@ -136,6 +146,6 @@ def trained(task: Task, scheme: str, seed: int, method: str, teacher: nn.Module 
     else:
         t = qpass.prepare_qat(task.start(seed), scheme, batches[0], batches, task.recipe, method=method)
     name = f"{task.name}-{seed}-{scheme}-{method}-{key(task.name, seed, scheme, method, teacher is None)}"
-    run = Run(task, t, seed, name, teacher)
+    run = Run(task, t, seed, name, task.rates.get(scheme, task.lr), teacher)
     run.train()
     return run

@@ -7,7 +7,7 @@ it, float's own among them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import byte_gpt
@@ -25,8 +25,9 @@ BATCH_SIZE = 16  # sequences that are scored at once
 class Task:
     """schemes: to train, with the goal each is held to (increase of the score over float's; None: none is set).
 
-    lower_is_better: of the score. calibration: batches for the first steps. recipe: what stays out. features: globs of the
-    modules whose outputs are distilled. loss: of model, batch and the distillation from the control, if there is one.
+    lower_is_better: of the score. rates: of the weights, by scheme, where it is not lr. calibration: batches for the first
+    steps. recipe: what stays out. features: globs of the modules whose outputs are distilled. loss: of model, batch and the
+    distillation from the control, if there is one.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Task:
     loss: Callable[[nn.Module, Any, Distillation | None], Tensor]
     score: Callable[[nn.Module], float]
     lower_is_better: bool
+    rates: dict[str, float] = field(default_factory=dict)
 
 
 def _gpt_loss(model: nn.Module, tokens: Tensor, distillation: Distillation | None) -> Tensor:
@@ -74,7 +76,7 @@ def gpt(sequences: int) -> Task:
         start=lambda seed: byte_gpt.trained(seed).requires_grad_(True),
         calibration=lambda: list(byte_gpt.sequences(train, 128, 1)[:, :-1].split(BATCH_SIZE)),
         batch=lambda seed, step: byte_gpt.sequences(train, byte_gpt.BATCH, 10_000_000 * (seed + 1) + step),
-        loss=_gpt_loss, score=score, lower_is_better=True,
+        loss=_gpt_loss, score=score, lower_is_better=True, rates={"w4a4": 2e-3, "w4a4-dynamic": 2e-3},
     )  # fmt: skip
 
 
