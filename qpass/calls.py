@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,47 +42,60 @@ class _Inside(threading.local):
 _INSIDE = _Inside()
 
 
-def inference(model: nn.Module, runtime: Any, watch: Watch, path: str = "") -> Callable[..., Any]:
+@dataclass(eq=False)
+class Call:
     """The compiled call of a model, or of the part of it at `path`. runtime: a Runtime; the front end's backend.
 
     It warns the first time that the model is in training mode, or is not what it was.
     """
-    warned: list[str] = []
-    calls: list[Callable[..., Any]] = []
-    module = model.get_submodule(path)
 
-    def warn(sentence: str) -> None:
-        if sentence not in warned:
-            warned.append(sentence)
-            warnings.warn(sentence, stacklevel=5)
+    model: nn.Module
+    runtime: Any
+    watch: Watch
+    path: str = ""
+    warned: list[str] = field(default_factory=list)
+    captured: list[Callable[..., Any]] = field(
+        default_factory=list
+    )  # front ends: frozen, then one that guards what moves
 
-    def called(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if model.training:
-            warn(TRAINING)
-        if watch.changed():
-            warn(CHANGED)
-            with torch.no_grad():
-                return module._call_impl(*args, **kwargs)
-        if not calls or (len(calls) == 1 and watch.moved()):  # what the model itself changes is guarded or passed
-            calls.append(front_end(model, runtime, frozen=not calls, path=path))
-        if runtime.monitor is not None:
-            return runtime.monitor(calls[-1], args, kwargs, module)
-        return calls[-1](*args, **kwargs)
+    def __post_init__(self) -> None:
+        """Finds the module that is called."""
+        self.module = self.model.get_submodule(self.path)
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if path and (_INSIDE.now or torch.compiler.is_compiling() or model.__dict__.get(CALL) is None):
-            return module._call_impl(*args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module gives; where it is a part and the model itself is at work, as any module does."""
+        if self.path and (_INSIDE.now or torch.compiler.is_compiling() or self.model.__dict__.get(CALL) is None):
+            return self.module._call_impl(*args, **kwargs)
         before, _INSIDE.now = _INSIDE.now, True
         try:
-            return called(args, kwargs)
+            return self._called(args, kwargs)
         finally:
             _INSIDE.now = before
 
-    if (
-        path
-    ):  # between the graphs of a broken one the front end looks at each frame, and this one is none of the model's
-        torch._dynamo.eval_frame.skip_code(run.__code__)
-    return run
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.model.training:
+            self._warn(TRAINING)
+        if self.watch.changed():
+            self._warn(CHANGED)
+            with torch.no_grad():
+                return self.module._call_impl(*args, **kwargs)
+        if self._wanting():
+            with self.runtime.lock:
+                if self._wanting():  # no other thread was first
+                    frozen = not self.captured
+                    self.captured.append(front_end(self.model, self.runtime, frozen=frozen, path=self.path))
+        if self.runtime.monitor is not None:
+            return self.runtime.monitor(self.captured[-1], args, kwargs, self.module)
+        return self.captured[-1](*args, **kwargs)
+
+    def _wanting(self) -> bool:
+        """Whether a front end is to be made: the first; a second where the model changes what the first has frozen."""
+        return not self.captured or (len(self.captured) == 1 and self.watch.moved())
+
+    def _warn(self, sentence: str) -> None:
+        if sentence not in self.warned:
+            self.warned.append(sentence)
+            warnings.warn(sentence, stacklevel=5)
 
 
 def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -101,9 +115,11 @@ def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def installed(model: nn.Module, runtime: Any, watch: Watch) -> None:
     """Gives a model, and its parts, their compiled calls."""
-    setattr(model, CALL, inference(model, runtime, watch))
+    # between the graphs of a broken one the front end looks at each frame, and this one is none of the model's
+    torch._dynamo.eval_frame.skip_code(Call.__call__.__code__)
+    setattr(model, CALL, Call(model, runtime, watch))
     for path, module in parts_of(model):
-        setattr(module, CALL, inference(model, runtime, watch, path))
+        setattr(module, CALL, Call(model, runtime, watch, path))
 
 
 def removed(model: nn.Module) -> None:
