@@ -3,6 +3,8 @@
     python -m tests.kernels.gate          a table: kernel, chip, tiles, tensor core instruction, spills, shared memory,
                                           instructions of the main loop for each weight
     ... --json                            the same as JSON, the main loop of kernels with a budget alone
+    ... --json --sample                   of the first configuration of each kernel on each chip, and those with a budget
+    ... --write                           keeps the JSON in gate.json, with a digest of what it was made of
 
 Runs without TRITON_INTERPRET: an interpreted kernel cannot be compiled. `ptxas` and `cuobjdump` are part of triton.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import re
@@ -22,6 +25,8 @@ from pathlib import Path
 
 from tests.kernels.gate_cases import CASES, CHIPS, Case, budget
 
+HERE = Path(__file__).parent
+RECORD = HERE / "gate.json"
 MATMUL = ("HGMMA", "QGMMA", "IGMMA", "HMMA", "IMMA", "QMMA", "UTCHMMA", "UTCIMMA", "UTCQMMA")
 
 
@@ -126,10 +131,32 @@ def results(cases=CASES, loops: bool = True) -> list[Found]:
         return list(pool.map(functools.partial(compiled, loops=loops), cases, chunksize=4))
 
 
+def made_of() -> str:
+    """A digest of what the results come from: the kernels and their rules, the cases, this file, triton's version."""
+    import triton
+
+    files = sorted((HERE.parents[1] / "kernels/qpass_kernels").rglob("*.py"))
+    texts = [path.read_text() for path in (*files, HERE / "gate.py", HERE / "gate_cases.py")]
+    return hashlib.sha256("\0".join([triton.__version__, *texts]).encode()).hexdigest()
+
+
+def sample() -> list[Case]:
+    """The first case of each kernel on each chip, and those whose main loop has a budget."""
+    first: dict[tuple[str, ...], Case] = {}
+    for case in CASES:
+        first.setdefault((case.chip, *case.kernel.path), case)
+    return list({id(c): c for c in (*first.values(), *(c for c in CASES if budget(c.name, c.chip)))}.values())
+
+
 def main() -> None:
     """Prints a line for each case; as JSON with --json."""
-    found = results(loops="--json" not in sys.argv)
-    if "--json" in sys.argv:
+    listed = "--json" in sys.argv or "--write" in sys.argv
+    found = results(sample() if "--sample" in sys.argv else CASES, loops=not listed)
+    if "--write" in sys.argv:
+        lines = ",\n".join(json.dumps(dataclasses.asdict(f)) for f in found)
+        RECORD.write_text(f'{{"made of": "{made_of()}", "found": [\n{lines}\n]}}\n')
+        return
+    if listed:
         print(json.dumps([dataclasses.asdict(f) for f in found]))
         return
     for f in found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,13 +27,26 @@ FLOATS = dict.fromkeys(("alpha", "beta", "row_scale"), "*fp32")
 SIZES = dict.fromkeys("MNK", "i32") | dict.fromkeys(("inverse", "zero"), "fp32")
 
 
+class Kernel:
+    """A kernel by its module and name; unlike the kernel itself, it can be sent to another process."""
+
+    def __init__(self, module: Any, name: str):
+        self.path = module.__name__, name
+
+    def __call__(self) -> Any:
+        """The jit function."""
+        from importlib import import_module
+
+        return getattr(import_module(self.path[0]), self.path[1])
+
+
 @dataclass(frozen=True)
 class Case:
     """One compilation. kernel: makes the jit function; weights: of a step of its main loop, where they are counted."""
 
     name: str
     chip: str
-    kernel: Callable[[], Any]
+    kernel: Kernel
     types: dict[str, str]
     constants: dict[str, Any] = field(default_factory=dict)
     warps: int = 4
@@ -49,19 +62,6 @@ def budget(name: str, chip: str) -> float | None:
         return None
     _, _, _, group, tile, *_ = name.split()
     return most if tile.startswith("16x") and group in ("g0", "g128") else None
-
-
-class Kernel:
-    """A kernel by its module and name; unlike the kernel itself, it can be sent to another process."""
-
-    def __init__(self, module: Any, name: str):
-        self.path = module.__name__, name
-
-    def __call__(self) -> Any:
-        """The jit function."""
-        from importlib import import_module
-
-        return getattr(import_module(self.path[0]), self.path[1])
 
 
 def linears() -> Iterator[Case]:
