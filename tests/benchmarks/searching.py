@@ -3,14 +3,16 @@
 GPT (byte_gpt.py, seed 0): recipes found for the size of uniform 4 and 3 bits, against the uniform ones with the same solver,
 in KL to float on held-out source. `blocks`: tables and head stay float in both, as language.py has them. `all`: the found
 recipe may also round tables and head, at the bits that the uniform one takes with them in float. A greedy search stands
-beside. MiniLM: seconds of a search with three candidates, and how well each estimate ranks the measured losses. Calibrated on
-128 sequences, or 64 texts; losses of groups are measured on --batches of them. --write keeps the figures.
+beside; behind it what other packages' searches choose, those that are installed (searching_peers.py). MiniLM: seconds of a
+search with three candidates, and how well each estimate ranks the measured losses. Calibrated on 128 sequences, or 64 texts;
+losses of groups are measured on --batches of them. --write keeps the figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import sys
 import time
 from pathlib import Path
@@ -28,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from byte_gpt import sequences, source, trained
 from language import BATCH, CALIBRATED, logits, score
 from minilm import markdown, where
+from searching_peers import rows as peers
 
 ROOT = Path(__file__).resolve().parents[2]
 CANDIDATES = ("w3a16", "w4a16", "w4a16-g32", "w5a16", "w6a16", "w8a16", None)
@@ -55,7 +58,7 @@ def recipes(known: explored.Search, uniform: str, loss: Values) -> dict[str, dic
 
 
 def gpt(batches: int, scored: int, checkpoint: str | None):
-    """(head, rows, misses): KL of each recipe on held-out sequences."""
+    """(head, tables, misses): KL of each recipe on held-out sequences, and of what peers choose."""
     model, (train, held_out) = trained(0), source()
     calibration = list(sequences(train, CALIBRATED, 1)[:, :-1].split(BATCH))
     tokens = sequences(held_out, scored, 2)
@@ -73,16 +76,18 @@ def gpt(batches: int, scored: int, checkpoint: str | None):
         ("recipe", "KL, bits", "of uniform", "predicted KL, nats", "bits a weight", "bytes stored", "same top byte")
     ]
     misses = [] if rank >= RANKED else [f"GPT: Spearman {rank:.3f} < {RANKED}"]
-    done: dict[str, tuple] = {}
+
+    @functools.cache
+    def judged(choice: tuple[tuple[str, str], ...]) -> tuple[float, float]:
+        torch._dynamo.reset()
+        _, plan = known.plan(dict(choice))
+        return score(logits(qpass.compile(model, plan=plan, backend="reference"), tokens), wanted, tokens)[2:]
+
+    judge = lambda chosen: judged(tuple(sorted(chosen.items())))
     for uniform in UNIFORM:
         base = 0.0
         for name, chosen in recipes(known, uniform, known.loss).items():
-            key = repr(sorted(chosen.items()))
-            if key not in done:
-                torch._dynamo.reset()
-                _, plan = known.plan(chosen)
-                done[key] = score(logits(qpass.compile(model, plan=plan, backend="reference"), tokens), wanted, tokens)
-            kl, same = done[key][2:]
+            kl, same = judge(chosen)
             base = base or kl
             predicted = total(known.loss, chosen)
             figures = (
@@ -96,7 +101,10 @@ def gpt(batches: int, scored: int, checkpoint: str | None):
             print("  ".join(rows[-1]), flush=True)
             if name == "found, all" and kl / base > GOALS[uniform]:
                 misses.append(f"{uniform}: {kl / base:.2f} of uniform > {GOALS[uniform]}")
-    return head, rows, misses
+    theirs, behind = peers(
+        model, calibration[:batches], blocks_only(known), known.loss, lambda chosen: judge(chosen)[0]
+    )
+    return head, [rows, *([theirs] if theirs[1:] else [])], misses + behind
 
 
 def minilm(batches: int, checkpoint: str | None):
@@ -135,8 +143,8 @@ def main() -> int:
         parts, misses = [*parts, head], misses + missed
         print(head, flush=True)
     if options.gpt or not options.minilm:
-        head, rows, missed = gpt(options.batches, options.scored, options.checkpoint)
-        parts, misses = [*parts, head, markdown(rows)], misses + missed
+        head, tables, missed = gpt(options.batches, options.scored, options.checkpoint)
+        parts, misses = [*parts, head, *map(markdown, tables)], misses + missed
     parts += ["Goals missed: " + "; ".join(misses) if misses else "All goals are met."]
     print("\n\n".join(parts))
     if options.write:
