@@ -123,6 +123,7 @@ def installed(model: nn.Module, runtime: Any, watch: Watch) -> None:
 
 
 def removed(model: nn.Module) -> None:
-    """Takes them away again."""
+    """Takes them away again, and no other compiled call: a part may have one of its owner's."""
     for module in model.modules():
-        vars(module).pop(CALL, None)
+        if isinstance(vars(module).get(CALL), Call):
+            del vars(module)[CALL]
