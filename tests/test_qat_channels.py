@@ -79,7 +79,7 @@ def test_gradients_follow_the_chain(scheme):
         q = fake_quantize_dynamic(inner, of_input.type)
     else:
         q = fake_quantize(inner, of_input.log_step.exp(), of_input.offset, of_input.type, LSQ_PLUS)
-    w = fake_quantize(weight, of_weight.log_step.exp(), None, of_weight.type, LSQ_PLUS, stays=True)
+    w = fake_quantize(weight, of_weight.log_step.exp(), None, of_weight.type, LSQ_PLUS, parameter=True)
     F.linear(q, w, layer.bias.detach() + w @ (c * v)).backward(g)
     torch.testing.assert_close(found["x"], inner.grad * v, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found["weight"], weight.grad / v, rtol=1e-4, atol=1e-3)
@@ -97,14 +97,14 @@ def test_one_kernel_computes_the_same(text, monkeypatch):
     for large in (1 << 60, 1):
         monkeypatch.setattr(fused, "LARGE", large)
         leaves = [x.clone().requires_grad_(), size.clone().requires_grad_()]
-        y = fake_quantize(*leaves, offset, qtype, EWGS, stays=qtype.signed, channels=channels)
+        y = fake_quantize(*leaves, offset, qtype, EWGS, parameter=qtype.signed, channels=channels)
         y.backward(g)
         found.append([y.detach(), *(t.grad for t in leaves)])
     assert not fused._BROKEN
     for plain, one in zip(*found, strict=True):
         torch.testing.assert_close(one, plain, rtol=1e-4, atol=1e-4)
     inner = scaled(x, channels).requires_grad_()  # and both are what is multiplied before, by itself
-    y = fake_quantize(inner, size, offset, qtype, EWGS, stays=qtype.signed)
+    y = fake_quantize(inner, size, offset, qtype, EWGS, parameter=qtype.signed)
     y.backward(g)
     assert torch.equal(found[0][0], y.detach())
     torch.testing.assert_close(found[0][1], inner.grad * channels[0])

@@ -83,8 +83,88 @@ def test_a_frozen_weight_keeps_no_values():
     assert kept(lambda: t(x)) <= 2 * x.numel() + (1 << 14)
 
 
-def test_what_is_no_linear_keeps_no_codes():
-    t = prepared(nn.Sequential(nn.Conv1d(6, 6, 3)), "w4a4", X)
+CONVOLUTIONS = {
+    "plain": (nn.Conv1d, (6, 7, 3), {}),
+    "stride": (nn.Conv1d, (6, 4, 3), {"stride": 2, "padding": 1, "bias": False}),
+    "groups": (nn.Conv2d, (6, 9, (3, 5)), {"groups": 3, "padding": (0, 2), "stride": (1, 2)}),
+    "depthwise": (nn.Conv2d, (6, 6, 3), {"groups": 6, "padding": 1}),
+    "same": (nn.Conv2d, (6, 4, 3), {"padding": "same", "dilation": 2}),
+    "one side": (nn.Conv2d, (6, 4, 2), {"padding": "same"}),
+    "valid": (nn.Conv2d, (6, 4, 1), {"padding": "valid"}),
+    "reflect": (nn.Conv2d, (6, 4, 3), {"padding": 1, "padding_mode": "reflect"}),
+    "three axes": (nn.Conv3d, (6, 4, (1, 3, 2)), {"padding": (0, 1, 1)}),
+}
+
+
+@pytest.mark.parametrize("batch", [(3,), (), (0,)])
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_gradients_are_those_of_the_plain_convolution(name, autocast, batch):
+    kind, sizes, options = CONVOLUTIONS[name]
+    layer = kind(*sizes, **options)
+    shape = (6, 8, 9, 5)[: len(layer.kernel_size) + 1]
+    t = prepared(nn.Sequential(layer), "w4a4", torch.randn(4, *shape))
+    x = torch.randn(*batch, *shape)
+
+    def run(coded):
+        t[0].used[1].coded = coded
+        t.zero_grad()
+        value = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = t(value)
+        y.float().square().sum().backward()
+        return y, value.grad, grads(t)
+
+    (one, to_x, found), (two, wanted_to_x, wanted) = run(True), run(False)
+    assert torch.equal(one, two)
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if autocast else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(to_x, wanted_to_x, **tolerance)
+    assert found.keys() == wanted.keys()
+    for parameter, grad in wanted.items():
+        torch.testing.assert_close(found[parameter], grad, **tolerance)
+
+
+def test_two_bytes_an_element_of_an_image_are_kept():
+    t = prepared(nn.Sequential(nn.Conv2d(16, 4, 3, padding=1)), "w2a2", torch.randn(4, 16, 20, 20))
+    x = torch.randn(4, 16, 20, 20, requires_grad=True)
+    of_weights = 1 << 13
+    assert kept(lambda: t(x)) <= 2 * x.numel() + of_weights
+    t[0].used[1].coded = False
+    assert kept(lambda: t(x)) >= 5 * x.numel()
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU(inplace=True), nn.Sigmoid()])
+def test_what_an_activation_keeps_anyway_is_not_kept_twice(act):
+    """Its result, and a byte an element beside; gradients are those of codes, but for their rounding of residuals."""
+    t = prepared(nn.Sequential(nn.Conv2d(16, 16, 1), act, nn.Conv2d(16, 4, 3)), "w4a4", torch.randn(4, 16, 20, 20))
+    x = torch.randn(4, 16, 20, 20)
+    hidden, of_weights = 4 * 16 * 20 * 20, 1 << 14
+    assert kept(lambda: t(x)) <= 2 * x.numel() + 5 * hidden + of_weights
+    t(x).square().sum().backward()
+    of_kept = grads(t)
+    t.zero_grad()
+    apart = t[2](1 * t[1](t[0](x)))
+    apart.square().sum().backward()
+    for name, grad in grads(t).items():
+        torch.testing.assert_close(of_kept[name], grad, rtol=2e-2, atol=2e-2 * float(grad.abs().max()))
+
+
+class Doubled(nn.Conv2d):
+    """A convolution of a user's, with code of its own."""
+
+    def _conv_forward(self, input, weight, bias):
+        return 2 * super()._conv_forward(input, weight, bias)
+
+
+def test_a_convolution_of_another_kind_runs_its_own_code():
+    x = torch.randn(2, 3, 8, 8)
+    t = prepared(nn.Sequential(Doubled(3, 5, 3)), "w8a8", x)
+    wanted = 2 * F.conv2d(t[0].used[1](x), t[0].used[0](t[0].weight), t[0].bias)
+    torch.testing.assert_close(t(x.requires_grad_()), wanted)
+
+
+def test_a_module_with_a_forward_of_its_own_keeps_no_codes():
+    t = prepared(nn.Sequential(nn.ConvTranspose1d(6, 6, 3)), "w4a4", X)
     assert not t[0].used[1].coded
     assert not hasattr(t[0].used[1](X.clone().requires_grad_()), "codes")
 

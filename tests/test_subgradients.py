@@ -69,7 +69,7 @@ def test_published_formulas(rule, text):
     step.requires_grad_()
     if offset is not None:
         offset.requires_grad_()
-    y = fake_quantize(x, step, offset, qtype, rule, stays=True)
+    y = fake_quantize(x, step, offset, qtype, rule, parameter=True)
     g = torch.randn_like(y)
     y.backward(g)
     dx, ds, dz = published(rule, g, *parts(qtype, x.detach(), step.detach(), offset), qtype)

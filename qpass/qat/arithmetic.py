@@ -9,8 +9,8 @@ With channels x is multiplied and shifted before (channels.py), in the same kern
     code   -128: below, 127: above, else the residual v - round(v) in 1/240: one byte an element is kept beside y, which the
            product keeps anyway, or beside q, where x itself would take four
 
-A weight is there in the backward pass, so nothing is kept of it. Arithmetic is float32, float64 where x is. y is (q - z) s to
-the last bit as `affine` defines it.
+A weight is there in the backward pass, and so is what a ReLU made, which keeps it itself: of both x is what is seen, and no
+code is kept. Arithmetic is float32, float64 where x is. y is (q - z) s to the last bit as `affine` defines it.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ def forward(
     near = torch.round(exact)
     q = (near + z).clamp(qtype.qmin, qtype.qmax)
     y = ((q - z) * s).to(dtype).reshape(x.shape)
+    kept = q.to(qtype.storage).reshape(x.shape) if whole else None
     if not coded:
-        return y, None, None
+        return y, None, kept
     code = torch.round((exact - near) * PARTS)
     code = torch.where(exact + z <= qtype.qmin, BELOW, torch.where(exact + z >= qtype.qmax, ABOVE, code))
-    return y, code.to(torch.int8).reshape(x.shape), q.to(qtype.storage).reshape(x.shape) if whole else None
+    return y, code.to(torch.int8).reshape(x.shape), kept
 
 
 def values(q: Tensor, step: Tensor, zero: Tensor | None, qtype: QType, dtype: torch.dtype) -> Tensor:

@@ -36,15 +36,17 @@ class _FakeQuantize(torch.autograd.Function):
         qtype: QType,
         rule: Subgradient,
         dtype: torch.dtype,
-        stays: bool,
+        parameter: bool,
         by: Tensor | None,
         less: Tensor | None,
         coded: bool,
     ) -> tuple[Tensor, Tensor | None]:
         zero, channels = whole(offset, qtype), None if by is None else (by, less)
+        stays = parameter or kept_anyway(x)
         y, code, q = fused(forward, x, step, zero, qtype, dtype, not stays, channels, coded)
         ctx.save_for_backward(x if stays else code, step, zero, by, less)
-        ctx.qtype, ctx.rule, ctx.dtype, ctx.stays = qtype, rule, x.dtype, stays
+        ctx.qtype, ctx.rule, ctx.dtype = qtype, rule, x.dtype
+        ctx.samples = 1 if parameter or x.dim() < 2 else len(x)
         if q is not None:
             ctx.mark_non_differentiable(q)
         return y, q
@@ -54,8 +56,7 @@ class _FakeQuantize(torch.autograd.Function):
         seen, step, zero, by, less = ctx.saved_tensors
         channels = None if by is None else (by, less)
         found, to_step, to_offset = fused(backward, grad, seen, step, zero, ctx.qtype, ctx.rule, ctx.dtype, channels)
-        samples = 1 if ctx.stays or seen.dim() < 2 else len(seen)
-        scale = (seen.numel() / samples / step.numel() * ctx.qtype.qmax) ** -0.5 if seen.numel() else 1.0
+        scale = (seen.numel() / ctx.samples / step.numel() * ctx.qtype.qmax) ** -0.5 if seen.numel() else 1.0
         sums = (None if t is None else (t * scale).to(torch.float32) for t in (to_step, to_offset))
         return found, *sums, *[None] * 7
 
@@ -67,25 +68,30 @@ def fake_quantize(
     qtype: QType,
     rule: Subgradient,
     dtype: torch.dtype | None = None,
-    stays: bool = False,
+    parameter: bool = False,
     channels: Channels | None = None,
     coded: bool = False,
 ) -> Tensor:
     """y, in the shape of x and in dtype (that of x unless given).
 
-    step, offset: float32, shaped as `scale_shape` says; the offset is rounded, and None where the type is symmetric. stays: x
-    is a parameter, which is still there in the backward pass; of another x one byte an element is kept. channels: constants
-    that no one writes to before the backward pass. coded: the result has its integers as `codes`, for a product to keep them
-    in its stead (product.py).
+    step, offset: float32, shaped as `scale_shape` says; the offset is rounded, and None where the type is symmetric.
+    parameter: whether x is one, and so still there in the backward pass, as what is `kept_anyway` is; of another x one byte
+    an element is kept. channels: constants that no one writes to before the backward pass. coded: the result has its integers
+    as `codes`, for a product to keep them in its stead (product.py).
     """
     dtype = dtype or x.dtype
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, step, offset)):
         of_channels = channels or (None, None)
-        y, q = _FakeQuantize.apply(x, step, offset, qtype, rule, dtype, stays, *of_channels, coded)
+        y, q = _FakeQuantize.apply(x, step, offset, qtype, rule, dtype, parameter, *of_channels, coded)
         if q is not None:
             y.codes = Codes(q, step.detach(), whole(offset, qtype), qtype)
         return y
     return fused(forward, x, step, whole(offset, qtype), qtype, dtype, False, channels)[0]
+
+
+def kept_anyway(x: Tensor) -> bool:
+    """Whether the operation that made x, a ReLU say, keeps it for its own backward pass: then it costs nothing here."""
+    return not torch.compiler.is_compiling() and hasattr(type(x.grad_fn), "_saved_result")
 
 
 def whole(offset: Tensor | None, qtype: QType) -> Tensor | None:

@@ -4,6 +4,8 @@
     dL/dx_q = g W
     dL/dW   = g^T x_q       x_q of its codes anew, the same to the last bit
 
+A convolution's is kept in the same way, [N, C, ..], where torch pads it with zeros, as much on either side.
+
 So an input costs the two bytes of q and of what its step's gradient needs (arithmetic.py): what bfloat16 would take.
 """
 
@@ -12,12 +14,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qpass.qat.arithmetic import values
 from qpass.qat.fused import fused
 from qpass.qtype import QType
+
+CONVOLUTIONS = F.conv1d, F.conv2d, F.conv3d
+OWN = [kind._conv_forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)]  # a class of a user's may have another
 
 
 class Codes(NamedTuple):
@@ -35,6 +40,28 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if codes is None or not torch.is_grad_enabled() or not weight.requires_grad:
         return F.linear(input, weight, bias)
     return _Linear.apply(input, weight, bias, codes)
+
+
+def convolution(module: nn.Module, input: Tensor, weight: Tensor) -> Tensor:
+    """What a Conv1d, Conv2d or Conv3d gives of a fake-quantized input [N, C, ..] or [C, ..] and weight, as `linear`."""
+    codes: Codes | None = getattr(input, "codes", None)
+    padding = _padding(module)
+    kept = codes is not None and torch.is_grad_enabled() and weight.requires_grad
+    if not kept or padding is None or input.dim() != weight.dim() or type(module)._conv_forward not in OWN:
+        return module._conv_forward(input, weight, module.bias)
+    return _Conv.apply(input, weight, module.bias, codes, module.stride, padding, module.dilation, module.groups)
+
+
+def _padding(module: nn.Module) -> tuple[int, ...] | None:
+    """Zeros on either side of each axis; None where it is not that."""
+    if module.padding_mode != "zeros":
+        return None
+    if module.padding == "valid":
+        return (0,) * len(module.kernel_size)
+    if module.padding == "same":
+        both = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return None if any(zeros % 2 for zeros in both) else tuple(zeros // 2 for zeros in both)
+    return module.padding
 
 
 class _Linear(torch.autograd.Function):
@@ -57,3 +84,34 @@ class _Linear(torch.autograd.Function):
                 rows.sum(0).to(ctx.bias) if to_bias else None,
                 None,
             )
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, codes: Codes, *how: Any) -> Tensor:
+        ctx.save_for_backward(codes.q, codes.step, codes.zero, weight)
+        ctx.type, ctx.dtype, ctx.bias, ctx.how = codes.type, x.dtype, None if bias is None else bias.dtype, how
+        return CONVOLUTIONS[x.dim() - 3](x, weight, bias, *how)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, step, zero, weight = ctx.saved_tensors
+        to_x, to_weight, to_bias = ctx.needs_input_grad[:3]
+        stride, padding, dilation, groups = ctx.how
+        with torch.autocast(grad.device.type, enabled=False):
+            x = fused(values, q, step, zero, ctx.type, ctx.dtype)
+            found = torch.ops.aten.convolution_backward(
+                grad,
+                x,
+                weight,
+                [weight.shape[0]],
+                stride,
+                padding,
+                dilation,
+                False,
+                [0] * len(stride),
+                groups,
+                [to_x, to_weight, to_bias],
+            )
+        by_x, by_weight, by_bias = found
+        return by_x, by_weight, None if by_bias is None else by_bias.to(ctx.bias), *[None] * 5

@@ -144,17 +144,17 @@ class Quantizer(nn.Module):
             return fake_quantize_dynamic(x, self.type, dtype, self.channels())
         if not self.rule.learns and not self.is_weight and self.training and x.numel():
             self._follow(self.seen(x.detach()))
-        stays, channels = self.is_weight, self.channels()
+        channels = self.channels()
         coded = self.coded and not torch.compiler.is_compiling()
         if not self.rule.learns:
-            now = self.params(x if stays else None)
+            now = self.params(x if self.is_weight else None)
             zero = None if now.zero is None else now.zero.float()
-            return fake_quantize(x, now.scale, zero, self.type, self.rule, dtype, stays, channels, coded)
+            return fake_quantize(x, now.scale, zero, self.type, self.rule, dtype, self.is_weight, channels, coded)
         step = self.log_step.exp().to(torch.float32)
         if self.training:
             self._check(step)
         offset = getattr(self, "offset", None)
-        return fake_quantize(x, step, offset, self.type, self.rule, dtype, stays, channels, coded)
+        return fake_quantize(x, step, offset, self.type, self.rule, dtype, self.is_weight, channels, coded)
 
     def _follow(self, x: Tensor) -> None:
         """Moves the range, once for each forward pass: activation checkpointing runs it again, inside of the backward one."""

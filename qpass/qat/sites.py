@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qpass.qat.channels import carried
-from qpass.qat.product import linear
+from qpass.qat.product import convolution, linear
 from qpass.qat.quantizer import Quantizer, product_dtype
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -42,7 +42,7 @@ class Trained:
             bias = self._shifted_bias(weight) if multiplied else self.bias
             return linear(*args, **kwargs, weight=weight, bias=bias)
         if any(self.base.forward is kind.forward for kind in CONVOLUTIONS):
-            return self._conv_forward(*args, **kwargs, weight=weight, bias=self.bias)
+            return convolution(self, *args, **kwargs, weight=weight)
         vars(self)[self.weight_name] = weight  # found before a parameter of that name
         try:
             return self.base.forward(self, *args, **kwargs)
@@ -89,7 +89,7 @@ def make_trained(module: nn.Module, name: str, weight: Quantizer, x: Quantizer |
     module.__class__ = _trained_class(type(module))
     module.weight_name, module.used = name, (weight, x)
     if x is not None:
-        x.coded = x.coded and module.base.forward is nn.Linear.forward
+        x.coded = x.coded and any(module.base.forward is kind.forward for kind in (nn.Linear, *CONVOLUTIONS))
     for attribute, quantizer in ((WEIGHT, weight), (INPUT, x)):
         if quantizer is not None and id(quantizer) not in owned:
             owned.add(id(quantizer))
