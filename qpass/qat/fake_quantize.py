@@ -111,8 +111,13 @@ class _Dynamic(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (by,) = ctx.saved_tensors
-        wide = grad if by is None else chained(grad.to(math_dtype(ctx.dtype)), (by, None))
-        return wide.to(ctx.dtype), None, None, None, None
+        found = grad.to(ctx.dtype) if by is None else fused(passed_on, grad, ctx.dtype, (by, None))
+        return found, None, None, None, None
+
+
+def passed_on(grad: Tensor, dtype: torch.dtype, channels: Channels) -> Tensor:
+    """dL/dx in dtype, of values with channels."""
+    return chained(grad.to(math_dtype(dtype)), channels).to(dtype)
 
 
 def dynamic(x: Tensor, qtype: QType, dtype: torch.dtype, channels: Channels | None = None) -> Tensor:
