@@ -94,7 +94,7 @@ def test_torch_encoder_layers_leave_their_fast_path(whole, monkeypatch):
     sites = quantized_calls(monkeypatch)
     with torch.no_grad():
         quiet = t(**batch)
-    assert len(sites) == 4 * (2 if whole else 1)
+    assert len(sites) == 8 * (2 if whole else 1)
     assert torch.equal(t(**batch), quiet)  # with gradients torch does not take it either
     q = qpass.compile(t, backend="reference")
     assert relative(q(**batch)[~mask], quiet[~mask]) < 1e-5

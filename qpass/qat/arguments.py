@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from qpass.convolutions import MODULES
 from qpass.qat.sites import CONVOLUTIONS
 
-KNOWN = {kind.forward for kind in (nn.Linear, nn.Embedding, *CONVOLUTIONS, *MODULES)}
+KNOWN = {kind.forward for kind in (nn.Linear, nn.Embedding, nn.MultiheadAttention, *CONVOLUTIONS, *MODULES)}
 
 
 class _Watch(TorchFunctionMode):

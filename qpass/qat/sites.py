@@ -2,7 +2,8 @@
 
     Linear          y = linear(Q_x(x), Q_w(weight), bias); with factors of the channels of x, of the products (channels.py)
     Conv*           the same, behind the module's own padding
-    any other       its own forward on Q_x(x), with Q_w(weight) under the weight's name for the time of the call
+    any other       its own forward on Q_x(x), with Q_w(weight) under the weight's name for the time of the call; of
+                    nn.MultiheadAttention that of attention.py, whose output layer is a Linear of its own
 
 Parameters, hooks, names in state_dict and isinstance stay; two submodules are added, `weight_quantizer` and
 `input_quantizer`. Sites that read one value, or one weight, share the first one's quantizer, and refer to it.
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qpass.qat.attention import Attention, whole
 from qpass.qat.channels import carried
 from qpass.qat.product import convolution, linear
 from qpass.qat.quantizer import Quantizer, product_dtype
@@ -68,6 +70,9 @@ class Trained:
         value = args[0] if args else kwargs[name]
         reader = 0 if torch.compiler.is_compiling() else id(self)  # it is compiled for this module alone
         rounded = quantizer(value, reader, product_dtype(value), multiplied)
+        if isinstance(self, Attention):  # which reads one value up to three times
+            one = {k: rounded if v is value else v for k, v in kwargs.items()}
+            return tuple(rounded if v is value else v for v in args), one
         return ((rounded, *args[1:]), kwargs) if args else (args, {**kwargs, name: rounded})
 
     def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
@@ -96,6 +101,24 @@ def make_trained(module: nn.Module, name: str, weight: Quantizer, x: Quantizer |
             setattr(module, attribute, quantizer.train(module.training))
 
 
+def holder_of(module: nn.Module | None, parameter: Tensor | None) -> nn.Module | None:
+    """The module that a site's weight is held by as its own, of the module that the site is in; None where that is another.
+
+    That of nn.MultiheadAttention's output is `out_proj`, a module inside that is not called until it is in training.
+    """
+    candidates = [] if module is None else [module]
+    if isinstance(module, nn.MultiheadAttention):  # a class of a user's may have another forward
+        ours = type(module) is nn.MultiheadAttention or isinstance(module, Attention)
+        candidates = [module, module.out_proj] if ours else []
+    return next((each for each in candidates if own_name(each, parameter)), None)
+
+
+def own_name(module: nn.Module, parameter: Tensor | None) -> str | None:
+    """What a module calls a parameter of its own; a plan names one by its first path in the model."""
+    mine = (name for name, each in module._parameters.items() if each is not None and each is parameter)
+    return next(mine, None)
+
+
 def keeps_factors(module: nn.Module) -> bool:
     """Whether a trained module multiplies values that have the factors of its input's channels, and shifts its bias."""
     x = module.used[1]
@@ -109,6 +132,14 @@ def make_float(module: nn.Module) -> None:
         module._modules.pop(name, None)
     for name in ("weight_name", "used"):
         vars(module).pop(name)
+
+
+def make_all_float(model: nn.Module) -> None:
+    """Every trained module of a model, in place."""
+    for module in trained_modules(model).values():
+        make_float(module)
+    for module in model.modules():
+        whole(module)
 
 
 def trained_modules(model: nn.Module) -> dict[str, nn.Module]:

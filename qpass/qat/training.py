@@ -24,10 +24,11 @@ from qpass.errors import QpassError
 from qpass.packing import Packed, pack
 from qpass.plan import Decision, Plan
 from qpass.qat.arguments import with_other_operands
+from qpass.qat.attention import split
 from qpass.qat.channels import carried
 from qpass.qat.fast_path import allow_fast_path, leave_fast_path
 from qpass.qat.quantizer import Quantizer
-from qpass.qat.sites import make_float, make_trained, trained_modules, weight_of
+from qpass.qat.sites import Trained, holder_of, make_all_float, make_trained, own_name, weight_of
 from qpass.qat.subgradients import Method
 from qpass.qtype import QParams
 from qpass.storage import fingerprint
@@ -46,27 +47,29 @@ NO_MODULE = "its product is not that of a module of its own, and training fake-q
 def trainable(model: nn.Module, plan: Plan, example: Batch | None = None) -> Plan:
     """The plan, with the sites that no module stands for left in float. example: what the model is called with."""
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
-    held: dict[str, str] = {}  # path of a module -> its parameter that is fake-quantized
+    held: dict[nn.Module, str] = {}  # the parameter of a module that is fake-quantized
     rounded: dict[nn.Module, Decision] = {}
     kept = Plan(plan.scheme, parameters=plan.parameters, notes=list(plan.notes))
     for d in plan:
         if d.is_output:
             continue
-        path = d.site.rpartition(":")[0]
-        module = modules.get(path)
-        own = d.quantized and module is not None and own_name(module, parameters.get(d.weight))
-        if not own or isinstance(module, nn.MultiheadAttention):
+        module = holder_of(modules.get(_path(d)), parameters.get(d.weight))
+        if not d.quantized or module is None:
             d = d.as_float(d.why or NO_MODULE)
-        elif held.setdefault(path, d.weight) != d.weight:
-            d = d.as_float(TWO_WEIGHTS.format(held[path]))
+        elif held.setdefault(module, d.weight) != d.weight:
+            d = d.as_float(TWO_WEIGHTS.format(held[module]))
         elif d.input_type is not None:
             rounded.setdefault(module, d)
         kept.decisions[d.site] = d
     names = {module: own_name(module, parameters[d.weight]) for module, d in rounded.items()}
     for module in with_other_operands(names, _calls(model, rounded, example)):
-        for d in [d for d in kept.quantized if modules[d.site.rpartition(":")[0]] is module]:
+        for d in [d for d in kept.quantized if holder_of(modules[_path(d)], parameters[d.weight]) is module]:
             kept.decisions[d.site] = d.as_float(OTHER_OPERAND)
     return kept
+
+
+def _path(d: Decision) -> str:
+    return d.site.rpartition(":")[0]
 
 
 def _calls(model: nn.Module, sites: Mapping[nn.Module, Decision], example: Batch | None) -> Iterator[Callable[[], Any]]:
@@ -80,12 +83,6 @@ def _calls(model: nn.Module, sites: Mapping[nn.Module, Decision], example: Batch
         yield functools.partial(module, weight.new_zeros(2, d.shape[1]))
 
 
-def own_name(module: nn.Module, parameter: Tensor | None) -> str | None:
-    """What a module calls a parameter of its own; a plan names one by its first path in the model."""
-    mine = (name for name, each in module._parameters.items() if each is not None and each is parameter)
-    return next(mine, None)
-
-
 def install_training(model: nn.Module, plan: Plan, method: Method, published: bool) -> None:
     """Makes the modules of a plan's sites trained ones, in place. published: weights begin with the method's own steps."""
     weights: dict[str, Quantizer] = {}
@@ -93,7 +90,10 @@ def install_training(model: nn.Module, plan: Plan, method: Method, published: bo
     owned: set[int] = set()
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     for d in plan.quantized:
-        module = modules[d.site.rpartition(":")[0]]
+        outer = modules[_path(d)]
+        module = holder_of(outer, parameters[d.weight])
+        if type(outer) is nn.MultiheadAttention:
+            split(outer)
         if hasattr(module, "used"):
             inputs.setdefault(_shared_by(d), module.used[1])
             continue
@@ -168,15 +168,15 @@ def trained_plan(model: nn.Module) -> Plan:
     record = training_of(model)
     assert record is not None
     plan = dataclasses.replace(record.plan, decisions={})
-    modules = trained_modules(model)
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     packed: dict[str, Packed] = {}
     prints: dict[str, str] = {}
     for name, d in record.plan.decisions.items():
         if not d.quantized:
             plan.decisions[name] = d
             continue
-        module = modules.get(d.site.rpartition(":")[0])
-        if module is None:
+        module = holder_of(modules.get(_path(d)), parameters.get(d.weight))
+        if not isinstance(module, Trained):
             raise QpassError(f"{d.site}: this site was prepared for training, and its module is there no more.")
         if d.weight not in packed:
             packed[d.weight] = _codes(module.used[0], weight_of(module))
@@ -210,8 +210,7 @@ def _with_input(d: Decision, quantizer: Quantizer | None) -> Decision:
 def float_model(model: nn.Module, inplace: bool = False) -> nn.Module:
     """The model without fake quantization: its float weights as they are trained. A copy unless inplace."""
     target = model if inplace else copy.deepcopy(model)
-    for module in trained_modules(target).values():
-        make_float(module)
+    make_all_float(target)
     vars(target).pop(RECORD, None)
     allow_fast_path(target)
     return target

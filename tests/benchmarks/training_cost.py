@@ -5,7 +5,7 @@ python tests/benchmarks/training_cost.py [--rounds N] [--steps N] [--threads N] 
 Times: float and each scheme take turns, `--steps` steps each a round, in one process; the ratio is of the medians over
 rounds. Memory: each case is a process of its own; the bytes of tensors at the peak of a step, by torch's profiler, and what
 the process holds at most above what it held before the model was there, which has the allocator's gaps in it and varies by
-a tenth; in sizes of the same for float. GPT: batches of 32 sequences of 256 bytes, float32 and bfloat16 autocast. CNN:
+a fifth; in sizes of the same for float. GPT: batches of 32 sequences of 256 bytes, float32 and bfloat16 autocast. CNN:
 batches of 64 images of 32 x 32.
 """
 
