@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import statistics
 import sys
@@ -67,11 +68,16 @@ class Run:
         return int(held["step"])
 
     def keep(self, step: int) -> None:
-        """Writes what is needed to go on, whole or not at all."""
+        """Writes what is needed to go on, whole or not at all; without room for it the training goes on and says so."""
         states = {n: getattr(self, n).state_dict() for n in ("model", "optimizer", "schedule")}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as part:
-            torch.save({**states, "curve": self.curve, "step": step}, part)
+        written = io.BytesIO()
+        torch.save({**states, "curve": self.curve, "step": step}, written)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path) as part:
+                part.write_bytes(written.getbuffer())
+        except OSError as error:
+            print(f"  {self.name}: step {step} could not be kept: {error}", file=sys.stderr, flush=True)
 
     def train(self) -> None:
         """All steps, from where an interrupted run was kept."""
