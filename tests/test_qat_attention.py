@@ -170,6 +170,32 @@ def test_two_sequences_at_a_decoder():
         assert relative(q(*example), t(*example)) < 1e-5
 
 
+class Both(nn.Module):
+    """One attention over a sequence and over two: the input of its matrix is a site of its own in the first call alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.last = nn.MultiheadAttention(32, 4, batch_first=True), nn.Linear(32, 3)
+
+    def forward(self, x, y):
+        one, _ = self.attention(query=x, key=x, value=x, need_weights=False)
+        two, _ = self.attention(one, y, y)
+        return self.last(two)
+
+
+def test_one_module_called_in_both_ways():
+    example = (X.double(), X[:, :5].double())
+    t = prepared(Both().double(), "w4a8", example).eval()
+    plan = qpass.analyze(t)
+    assert {d.site for d in plan if d.operation == "linear" and not d.quantized} == {
+        "attention:linear.2",
+        "attention:linear.3",
+    }
+    q = qpass.compile(t, backend="reference")
+    with torch.no_grad():
+        assert relative(q(*example), t(*example)) < 1e-5
+
+
 def test_copies_checkpoints_and_the_float_model():
     t = prepared(encoder(), "w4a8", X).eval()
     file = io.BytesIO()

@@ -149,6 +149,47 @@ def test_what_an_activation_keeps_anyway_is_not_kept_twice(act):
         torch.testing.assert_close(of_kept[name], grad, rtol=2e-2, atol=2e-2 * float(grad.abs().max()))
 
 
+class Written(nn.Module):
+    """Writes to what its layers give, as wav2vec2 does to mask frames."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        y = self.layer(x)
+        y[:, 1] = 0.0
+        return y.mul_(2)
+
+
+@pytest.mark.parametrize("scheme", ["w4a4", "w4a8-g8-dynamic"])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(16, 11), (4, 6, 16)),
+        (nn.Linear(16, 11, bias=False), (4, 6, 16)),
+        (nn.Conv1d(16, 11, 3), (4, 16, 9)),
+        (nn.Conv2d(16, 11, 3), (4, 16, 9, 9)),
+    ],
+    ids=["linear", "no bias", "conv1d", "conv2d"],
+)
+def test_a_model_may_write_to_the_result(layer, shape, scheme):
+    if scheme != "w4a4" and not isinstance(layer, nn.Linear):
+        scheme = "w4a8-dynamic"
+    x = torch.randn(shape)
+    t = prepared(Written(layer), scheme, x)
+    y = t(x.requires_grad_())
+    y.square().sum().backward()
+    apart = t.layer(x).clone()
+    apart[:, 1] = 0.0
+    assert torch.equal(y, apart.mul_(2))
+    found = grads(t)
+    t.zero_grad()
+    apart.square().sum().backward()
+    for name, grad in grads(t).items():
+        torch.testing.assert_close(found[name], grad)
+
+
 class Doubled(nn.Conv2d):
     """A convolution of a user's, with code of its own."""
 

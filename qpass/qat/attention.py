@@ -8,6 +8,7 @@ the layout [length, batch, channels], with masks and weights of attention as tor
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,11 @@ class Attention(nn.MultiheadAttention):
         parts = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight) if weight is None else weight.chunk(3)
         values = (query, key, value)
         return tuple(F.linear(x, part, b) for x, part, b in zip(values, parts, biases, strict=True))
+
+
+def of_one_value(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> bool:
+    """Whether a call's queries, keys and values are all of one tensor, so that they are one product."""
+    return query is key is value
 
 
 def split(module: nn.MultiheadAttention) -> None:

@@ -21,7 +21,7 @@ from qpass.affine import math_dtype
 from qpass.qat.arithmetic import backward, forward
 from qpass.qat.channels import Channels, chained, scaled
 from qpass.qat.fused import fused
-from qpass.qat.product import Codes
+from qpass.qat.product import Codes, no_view
 from qpass.qat.subgradients.subgradient import Subgradient
 from qpass.qtype import QType
 
@@ -49,7 +49,7 @@ class _FakeQuantize(torch.autograd.Function):
         ctx.samples = 1 if parameter or x.dim() < 2 else len(x)
         if q is not None:
             ctx.mark_non_differentiable(q)
-        return y, q
+        return no_view(y), q
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
@@ -106,7 +106,7 @@ class _Dynamic(torch.autograd.Function):
     ) -> Tensor:
         ctx.dtype = x.dtype
         ctx.save_for_backward(by)
-        return fused(dynamic, x, qtype, dtype, None if by is None else (by, less))
+        return no_view(fused(dynamic, x, qtype, dtype, None if by is None else (by, less)))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

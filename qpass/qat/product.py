@@ -64,12 +64,19 @@ def _padding(module: nn.Module) -> tuple[int, ...] | None:
     return module.padding
 
 
+def no_view(y: Tensor) -> Tensor:
+    """The result of a function of ours, which a model may write to: torch forbids that where it is made as a view."""
+    if torch.compiler.is_compiling() or not y._is_view():
+        return y
+    return torch.ops.aten._unsafe_view(y, y.shape)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, codes: Codes) -> Tensor:
         ctx.save_for_backward(codes.q, codes.step, codes.zero, weight)
         ctx.type, ctx.dtype, ctx.bias = codes.type, x.dtype, None if bias is None else bias.dtype
-        return F.linear(x, weight, bias)
+        return no_view(F.linear(x, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -91,7 +98,7 @@ class _Conv(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, codes: Codes, *how: Any) -> Tensor:
         ctx.save_for_backward(codes.q, codes.step, codes.zero, weight)
         ctx.type, ctx.dtype, ctx.bias, ctx.how = codes.type, x.dtype, None if bias is None else bias.dtype, how
-        return CONVOLUTIONS[x.dim() - 3](x, weight, bias, *how)
+        return no_view(CONVOLUTIONS[x.dim() - 3](x, weight, bias, *how))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qpass.qat.attention import Attention, whole
+from qpass.qat.attention import Attention, of_one_value, whole
 from qpass.qat.channels import carried
 from qpass.qat.product import convolution, linear
 from qpass.qat.quantizer import Quantizer, product_dtype
@@ -68,11 +68,13 @@ class Trained:
             return args, kwargs
         name = None if args else next(iter(kwargs))
         value = args[0] if args else kwargs[name]
+        if isinstance(self, Attention) and not of_one_value(*args, **kwargs):
+            return args, kwargs  # products of a part of the matrix are other sites, which stay float
         reader = 0 if torch.compiler.is_compiling() else id(self)  # it is compiled for this module alone
         rounded = quantizer(value, reader, product_dtype(value), multiplied)
-        if isinstance(self, Attention):  # which reads one value up to three times
-            one = {k: rounded if v is value else v for k, v in kwargs.items()}
-            return tuple(rounded if v is value else v for v in args), one
+        if isinstance(self, Attention):
+            kwargs = {n: rounded if v is value else v for n, v in kwargs.items()}
+            return tuple(rounded if v is value else v for v in args), kwargs
         return ((rounded, *args[1:]), kwargs) if args else (args, {**kwargs, name: rounded})
 
     def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
