@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import statistics
 from dataclasses import dataclass
 
 import torch
@@ -74,8 +75,8 @@ def fit(
 
 
 @functools.cache
-def run(seed: int) -> Run:
-    """Trains in float, then at each of SCHEMES; a few seconds."""
+def run(seed: int, schemes: tuple[str, ...] = SCHEMES) -> Run:
+    """Trains in float, then at each of the schemes; a few seconds."""
     data, held_out = points(POINTS, 0), points(HELD_OUT, 1)
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(2, HIDDEN, dtype=DTYPE), nn.ReLU(), nn.Linear(HIDDEN, 1, dtype=DTYPE))
@@ -83,7 +84,7 @@ def run(seed: int) -> Run:
     longer = copy.deepcopy(model)  # what the same steps do in float
     fit(longer, data, [{"params": longer.parameters(), "lr": RATE}], STEPS)
     found = Run(data, held_out, model.eval(), longer.eval(), {}, {}, {}, {})
-    for scheme in SCHEMES:
+    for scheme in schemes:
         found.plans[scheme] = qpass.analyze(model, f"{scheme},{PLAIN}", data[0], [data[0]])
         t = qpass.prepare_qat(model, f"{scheme},smooth=none", data[0]).double()  # steps too
         for log in logs_of(t).values():
@@ -247,6 +248,20 @@ PARTS = {
 }
 
 
+def over_seeds(count: int) -> str:
+    """What w4a4 adds to float's held-out loss, in percent, from as many first weights."""
+    start, end = [], []
+    for seed in range(count):
+        r = run(seed, SCHEMES[:1])
+        base = loss_of(r.model, r.held_out)
+        for added, models in ((start, r.start), (end, r.trained)):
+            added.append(100 * (loss_of(models[SCHEMES[0]], r.held_out) / base - 1))
+        print(f"seed {seed}: {start[-1]:+.1f} % where training begins, {end[-1]:+.1f} % trained", flush=True)
+    lines = [f"{name}: {min(v):+.1f} .. {max(v):+.1f} %, half above {statistics.median(v):+.1f} %"
+             for name, v in (("to nearest", start), ("trained", end))]  # fmt: skip
+    return "\n".join([*lines, f"trained, at most 1 % above float: {sum(v <= 1 for v in end)} of {count}"])
+
+
 def plot(r: Run, path: str) -> None:
     """Loss and D of the activations over the training, for each scheme."""
     try:
@@ -273,7 +288,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("--plot", metavar="FILE", help="also draw loss and steps into this file")
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the first weights (default {SEED})")
+    parser.add_argument("--seeds", type=int, metavar="N", help="only w4a4 beside float, from first weights of N seeds")
     options = parser.parse_args()
+    if options.seeds:
+        print(over_seeds(options.seeds))
+        return
     r = run(options.seed)
     for title, part in PARTS.items():
         print(f"\n## {title}\n\n{part(r)}")

@@ -1,4 +1,4 @@
-"""Write the dumps in docs/*.md anew from the source: python docs/walk.py
+"""Write the dumps in docs/*.md anew from the source: python docs/walk.py [PAGE ...]
 
 A block that follows a line `<!-- dump NAME -->` is the result of a function of that name in DUMPS. tests/test_docs.py
 makes them again and compares; `normal` takes out what differs between machines.
@@ -319,16 +319,21 @@ def blocks(page: Path) -> dict[str, str]:
     return {name: body.rstrip() for _, name, body, _ in BLOCK.findall(page.read_text())}
 
 
-def refresh(page: Path) -> None:
-    page.write_text(BLOCK.sub(lambda m: f"{m[1]}{DUMPS[m[2]]().rstrip()}\n{m[4]}", page.read_text()))
+def refresh(page: Path, left: tuple[str, ...]) -> None:
+    """Makes the dumps of a page anew, but for those named."""
+
+    def made(m: re.Match[str]) -> str:
+        return m[0] if m[2] in left else f"{m[1]}{DUMPS[m[2]]().rstrip()}\n{m[4]}"
+
+    page.write_text(BLOCK.sub(made, page.read_text()))
 
 
 def main() -> None:
     why = cpu.unavailable() or like_written()
     if why:
-        raise SystemExit(f"the dumps are of the native kernels: {why}")
-    for page in sorted(DOCS.glob("*.md")):
-        refresh(page)
+        print(f"left as they are, since they are of the native kernels ({why}): {', '.join(OF_THE_MACHINE)}")
+    for page in [Path(name) for name in sys.argv[1:]] or sorted(DOCS.glob("*.md")):
+        refresh(page, OF_THE_MACHINE if why else ())
 
 
 if __name__ == "__main__":

@@ -136,9 +136,9 @@ def test_two_bytes_an_element_of_an_image_are_kept():
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU(inplace=True), nn.Sigmoid()])
 def test_what_an_activation_keeps_anyway_is_not_kept_twice(act):
     """Its result, and a byte an element beside; gradients are those of codes, but for their rounding of residuals."""
-    t = prepared(nn.Sequential(nn.Conv2d(16, 16, 1), act, nn.Conv2d(16, 4, 3)), "w4a4", torch.randn(4, 16, 20, 20))
-    x = torch.randn(4, 16, 20, 20)
-    hidden, of_weights = 4 * 16 * 20 * 20, 1 << 14
+    t = prepared(nn.Sequential(nn.Conv2d(16, 16, 1), act, nn.Conv2d(16, 4, 3)), "w4a4", torch.randn(8, 16, 26, 26))
+    x = torch.randn(8, 16, 26, 26)
+    hidden, of_weights = 8 * 16 * 26 * 26, 1 << 14
     assert kept(lambda: t(x)) <= 2 * x.numel() + 5 * hidden + of_weights
     t(x).square().sum().backward()
     of_kept = grads(t)

@@ -20,7 +20,7 @@ from qpass import affine
 from qpass.affine import math_dtype
 from qpass.qat.arithmetic import backward, forward
 from qpass.qat.channels import Channels, chained, scaled
-from qpass.qat.fused import fused
+from qpass.qat.fused import LARGE, fused
 from qpass.qat.product import Codes, no_view
 from qpass.qat.subgradients.subgradient import Subgradient
 from qpass.qtype import QType
@@ -90,8 +90,8 @@ def fake_quantize(
 
 
 def kept_anyway(x: Tensor) -> bool:
-    """Whether the operation that made x, a ReLU say, keeps it for its own backward pass: then it costs nothing here."""
-    return not torch.compiler.is_compiling() and hasattr(type(x.grad_fn), "_saved_result")
+    """Whether x is large and the operation that made it, a ReLU say, keeps it for its own backward pass: here it is free."""
+    return x.numel() >= LARGE and not torch.compiler.is_compiling() and hasattr(type(x.grad_fn), "_saved_result")
 
 
 def whole(offset: Tensor | None, qtype: QType) -> Tensor | None:
