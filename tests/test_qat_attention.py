@@ -41,14 +41,11 @@ CALLS = {
 
 def operands(module, call):
     """Query, key, value as a call has them."""
-    shapes = [
-        (S if call in ("self", "padding") or call.startswith("causal") else L, E),
-        (S, module.kdim),
-        (S, module.vdim),
-    ]
+    of_one = call in ("self", "padding") or call.startswith("causal")
+    shapes = [(S if of_one else L, E), (S, module.kdim), (S, module.vdim)]
     first, second, third = (torch.randn(length, N, size) for length, size in shapes)
     same = module.kdim == module.vdim == E
-    if same and (call in ("self", "padding") or call.startswith("causal")):
+    if same and of_one:
         second = third = first
     elif same and call == "two":
         third = second
@@ -156,8 +153,8 @@ def test_without_rounding_it_trains_as_the_float_model():
 
 def test_two_sequences_at_a_decoder():
     """Keys and values of another sequence read a part of a matrix, which stays in float; the product behind is trained."""
-    layer = nn.TransformerDecoderLayer(32, 4, 64, batch_first=True)
-    example = (X, X[:, :5].clone())
+    layer = nn.TransformerDecoderLayer(32, 4, 64, batch_first=True).double()
+    example = (X.double(), X[:, :5].double())
     t = qpass.prepare_qat(layer.eval(), "w8a8", example, [example])
     plan = qpass.analyze(t.eval())
     assert {d.site for d in plan if d.operation == "linear" and not d.quantized} == {
