@@ -46,7 +46,7 @@ def measure(task: Task, options: argparse.Namespace) -> list[Record]:
     for seed in options.seed:
         float_run, base = control(task, seed)
         before = task.score(task.start(seed).eval())
-        found.append(record(task, seed, "float", ("", False), base, float_run.curve))
+        found.append(record(task, seed, "float", ("", False), (base, base), float_run.curve))
         print(f"{task.name}, seed {seed}: float {before:.4f}, control {base:.4f} {task.unit}", flush=True)
         for scheme in wanted:
             run = trained(task, scheme, seed, options.method, None if options.no_distill else float_run.model)
@@ -54,7 +54,7 @@ def measure(task: Task, options: argparse.Namespace) -> list[Record]:
                 print(f"{task.name}, {scheme}: {options.method} has no such scheme", flush=True)
                 continue
             score = task.score(run.model if options.method in PEERS else compiled(run.model))
-            found.append(record(task, seed, scheme, how, score, run.curve))
+            found.append(record(task, seed, scheme, how, (score, base), run.curve))
             print(f"{task.name}, seed {seed}, {scheme}: {score - base:+.4f} over the control", flush=True)
             if options.write:
                 keep(found)

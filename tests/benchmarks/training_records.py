@@ -1,7 +1,8 @@
 """What the training benchmark measured, one record a run, kept in results/training.json; tables and plots are made of it.
 
-A record is {task, seed, scheme, method, distilled, score, curve, date, where}; scheme `float` is the control. A new one takes
-the place of one with the same first five, so that a table grows over days, a seed or a scheme at a time.
+A record is {task, seed, scheme, method, distilled, score, control, curve, date, where}; scheme `float` is the control, and
+`control` the score of the one of the same run. A new record takes the place of one with the same first five, so that a table
+grows over days, a seed or a scheme at a time.
 """
 
 from __future__ import annotations
@@ -25,11 +26,21 @@ NAMES = ("task", "seed", "scheme", "method", "distilled")
 Record = dict[str, Any]
 
 
-def record(task: Task, seed: int, scheme: str, how: tuple[str, bool], score: float, curve: list[Any]) -> Record:
-    """One run, today's. how: (method, distilled); of the control ("", False)."""
+def record(
+    task: Task, seed: int, scheme: str, how: tuple[str, bool], scores: tuple[float, float], curve: list[Any]
+) -> Record:
+    """One run, today's. how: (method, distilled), of the control ("", False); scores: its own, its control's."""
     rounded = [{name: float(f"{value:.5g}") for name, value in at.items()} for at in curve]
     names = dict(zip(NAMES, (task.name, seed, scheme, *how), strict=True))
-    return {**names, "score": score, "curve": rounded, "date": datetime.date.today().isoformat(), "where": where()}
+    score, control = scores
+    return {
+        **names,
+        "score": score,
+        "control": control,
+        "curve": rounded,
+        "date": datetime.date.today().isoformat(),
+        "where": where(),
+    }
 
 
 def kept() -> list[Record]:
@@ -48,20 +59,14 @@ def keep(new: list[Record]) -> None:
 
 
 def table(task: Task, records: list[Record], how: tuple[str, bool]) -> str:
-    """One row a scheme: how much worse than the control of the same seed it is on average, the spread, the goal."""
+    """One row a scheme: how much worse than the control of the same run it is on average, the spread, the goal."""
     mine = [r for r in records if r["task"] == task.name]
-    controls = {r["seed"]: r["score"] for r in mine if r["scheme"] == "float"}
+    controls = [r["score"] for r in mine if r["scheme"] == "float"]
     rows = [("scheme", f"worse than float, {task.unit}", "smallest .. largest", "wanted", "seeds")]
-    rows.append(
-        ("float", f"{_mean([*controls.values()])} itself", _spread([*controls.values()]), "", f"{len(controls)}")
-    )
+    rows.append(("float", f"{_mean(controls)} itself", _spread(controls), "", f"{len(controls)}"))
     for scheme, goal in task.schemes.items():
         runs = [r for r in mine if r["scheme"] == scheme and (r["method"], r["distilled"]) == how]
-        worse = [
-            (1 if task.lower_is_better else -1) * (r["score"] - controls[r["seed"]])
-            for r in runs
-            if r["seed"] in controls
-        ]
+        worse = [(1 if task.lower_is_better else -1) * (r["score"] - r["control"]) for r in runs]
         if worse:
             rows.append((scheme, _mean(worse), _spread(worse), "" if goal is None else f"{goal}", f"{len(worse)}"))
     return f"{task.name}, {how[0]}, {'distilled' if how[1] else 'labels alone'}:\n\n{markdown(rows)}"
