@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from qpass.capture import capture, front_end, held, tensor_names
 from qpass.errors import QpassError
+from qpass.frames import bound, module_ids
 from qpass.interrupts import stop_if_asked
 from qpass.observations import Observations
 from qpass.padding import mask_of
@@ -115,11 +116,12 @@ class Session:
 
     def __post_init__(self) -> None:
         """Prepares the model's captured call."""
-        self.tensors = tensor_names(self.model)
+        self.tensors, self.modules = tensor_names(self.model), module_ids(self.model)
         self.call = front_end(self.model, self._backend)
 
     def _backend(self, gm: fx.GraphModule, inputs: Any) -> Any:
-        graph = capture(gm, inputs, self.tensors)
+        bound(gm)
+        graph = capture(gm, inputs, self.tensors, self.modules)
         simplify(graph)
         nodes, infos = describe_sites(graph, self.names)
         for info in infos:

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 
 from qpass.canonical import canonicalize
 from qpass.errors import QpassError
+from qpass.frames import from_model
 from qpass.guards import needed
 
 # of one model: batch 1, a prompt or one token, each kind of cache and mask has one; torch would stop at 8, in eager mode
@@ -155,13 +156,16 @@ def _no_fast_path() -> Iterator[None]:
                 torch.backends.mha.set_fastpath_enabled(state["before"])
 
 
-def capture(gm: fx.GraphModule, inputs: Sequence[Any], names: Mapping[int, str]) -> fx.GraphModule:
+def capture(
+    gm: fx.GraphModule, inputs: Sequence[Any], names: Mapping[int, str], modules: Mapping[str, int] | None = None
+) -> fx.GraphModule:
     """A graph as the front end hands it over -> the same graph in canonical form.
 
     `inputs` are what the front end gives its backend: tensors and symbolic sizes, in the order of the placeholders. The
-    result takes these, then what `held(gm)` gives.
+    result takes these, then what `held(gm)` gives. modules: `module_ids` of the model, if there is one.
     """
     graph = retrace(gm, inputs)
+    from_model(graph, modules or {})
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     for node, value in zip(placeholders, (*inputs, *held(gm).values()), strict=True):
         if isinstance(value, Tensor) and id(value) in names:

@@ -25,6 +25,7 @@ from qpass.backends.cuda_graphs import MODES, replayed, static_inputs
 from qpass.calls import installed, removed
 from qpass.capture import capture, held, tensor_names
 from qpass.checks import check_one_width
+from qpass.frames import bound, module_ids
 from qpass.install import uninstall
 from qpass.passes import ORDER
 from qpass.pipeline import Context, Settings, run_pipeline
@@ -61,11 +62,12 @@ class Runtime:
 
     def _build(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         start = time.perf_counter()
+        bound(gm)
         model = self.model() if self.model else None
         names = tensor_names(model) if model is not None else self.tensors or {}
         if any(empty(value) for value in inputs if id(value) not in names):
             return gm.forward  # a batch of no rows: there is nothing to gain
-        graph = capture(gm, inputs, names)
+        graph = capture(gm, inputs, names, {} if model is None else module_ids(model))
         own = tuple(held(gm).values())
         everything = (*inputs, *own)
         real = [hint(value) for value in everything] if all_real(everything) else None

@@ -22,11 +22,12 @@ ITEM = re.compile(r"\._(?:modules|parameters|buffers)\['([^']+)'\]|\[['\"]?([^'\
 def module_path(node: fx.Node) -> str:
     """Path of the innermost module a node comes from; the root module is the empty string."""
     stack = node.meta.get("nn_module_stack")
-    return _path(next(reversed(stack.values()))[0]) if stack else ""
+    return path_of(next(reversed(stack.values()))[0]) if stack else ""
 
 
 @functools.lru_cache(maxsize=8192)
-def _path(raw: str) -> str:
+def path_of(raw: str) -> str:
+    """`L['self']._modules['layers'].0` -> `layers.0`."""
     raw = ROOT.sub("", raw)
     return ITEM.sub(lambda m: "." + (m.group(1) or m.group(2)), raw).strip(".")
 

@@ -27,7 +27,7 @@ LAYERS = (
      "sequential", "served", "simulate", "timing", "walk", "watch"),
     ("passes", "backends", "solvers"),
     ("pipeline", "verify"),
-    ("canonical", "capture", "convolutions", "graph_text", "graphs", "guards", "install", "products", "rewrite",
+    ("canonical", "capture", "convolutions", "frames", "graph_text", "graphs", "guards", "install", "products", "rewrite",
      "sites", "source_lines", "trained"),
     ("conv_ops", "nested", "nested_ops", "observations", "ops", "packing", "padding", "patches", "plan",
      "schemes", "shards", "shared", "site_info", "storage"),
