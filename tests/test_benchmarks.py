@@ -79,12 +79,12 @@ def records(script, tmp_path, monkeypatch):
 
 
 def test_training_tables_grow_by_seeds(records):
-    """A second run of a seed takes the place of the first; increases are over the control of the same seed."""
+    """A second run of a seed takes the place of the first; increases are over the control of the same run."""
     task = importlib.import_module("training_tasks").digits("plain")
     how, curve = ("lsq+", True), [{"step": 25.0, "loss": 0.123456789}]
     for seed, base, score in ((0, 99.0, 90.0), (0, 99.0, 98.5), (1, 98.0, 98.25)):
-        runs = [records.record(task, seed, "float", ("", False), base, curve)]
-        records.keep([*runs, records.record(task, seed, "w2a2", how, score, curve)])
+        runs = [records.record(task, seed, "float", ("", False), (base, base), curve)]
+        records.keep([*runs, records.record(task, seed, "w2a2", how, (score, base), curve)])
     assert len(records.kept()) == 4
     assert records.kept()[0]["curve"] == [{"step": 25.0, "loss": 0.12346}]
     records.report([task])
@@ -95,3 +95,6 @@ def test_training_tables_grow_by_seeds(records):
     assert "| float | 98.5000 itself |" in page
     records.report([task])
     assert records.PAGE.read_text() == page
+    records.keep([records.record(task, 0, "float", ("", False), (50.0, 50.0), curve)])  # on another machine, say
+    records.report([task])
+    assert "| w2a2 | 0.1250 | -0.2500 .. 0.5000 | 1.0 | 2 |" in records.PAGE.read_text()
