@@ -20,7 +20,7 @@ from qpass.qat.training import install_training, trainable
 from qpass.schemes import Recipe, Scheme
 from qpass.trained import training_of
 
-STARTS = ("rounded", "published")
+STARTS = ("auto", "rounded", "steps", "published")
 
 
 def prepare_qat(
@@ -31,16 +31,20 @@ def prepare_qat(
     recipe: RecipeLike = None,
     *,
     method: str = "lsq+",
-    start: str = "rounded",
+    start: str = "auto",
     inplace: bool = False,
 ) -> nn.Module:
     """The same model, fake-quantized where `compile` would quantize it: train it as before, then `qpass.compile` it.
 
     scheme: any wNaM, 2 <= N, M <= 8 or M = 16; `w4a4-dynamic` has inputs per token. example_inputs, calibration, recipe:
     as in `compile`; where inputs have static steps, one of the first two is needed for their first ones. method: the
-    subgradients, `lsq+`, `lsq`, `ewgs`, `pact` or `ste` (qpass/qat/subgradients). start: `rounded`, steps and codes as
-    `compile` chooses them (each weight is moved to where it rounds to its code); `published`, weights as they are, with the
-    first steps of the method's paper, and no factors of input channels. inplace: prepare this very model instead of a copy.
+    subgradients, `lsq+`, `lsq`, `ewgs`, `pact` or `ste` (qpass/qat/subgradients). inplace: prepare this very model instead
+    of a copy. start: where weights begin:
+
+    rounded     moved to the codes that `compile` chooses, with its steps and factors of input channels
+    steps       as they are, with the steps that `compile` would choose without factors
+    published   as they are, with the first steps of the method's paper
+    auto        `steps` where they have at least 4 bits and their inputs a step per token, else `rounded`
 
     Parameters, buffers, hooks, dropout, batch norm and the training flag of each module are the model's own.
     """
@@ -48,9 +52,11 @@ def prepare_qat(
     if start not in STARTS:
         raise QpassError(f"start {start!r} is not one of {', '.join(STARTS)}.{nearest(str(start), STARTS)}")
     _check(model)
-    published = start == "published"
-    parsed, rules = _bare(Scheme.parse(scheme), published), Recipe.parse(recipe, scheme)
-    rules = Recipe(tuple((glob, None if s is None else _bare(s, published)) for glob, s in rules.rules), parsed)
+    asked, rules = Scheme.parse(scheme), Recipe.parse(recipe, scheme)
+    start = _best_start(asked) if start == "auto" else start
+    plain = start != "rounded"
+    parsed = _bare(asked, plain)
+    rules = Recipe(tuple((glob, None if s is None else _bare(s, plain)) for glob, s in rules.rules), parsed)
     static = next((s for s in (parsed, *(s for _, s in rules.rules)) if s is not None and s.needs_calibration), None)
     if static is not None and calibration is None and example_inputs is None:
         raise QpassError(
@@ -67,18 +73,24 @@ def prepare_qat(
             plan = trainable(model, plan, example)
     _check_plan(model, plan, rules)
     target = model if inplace else copy.deepcopy(model)
-    install_training(target, plan, chosen, published)
+    install_training(target, plan, chosen, start)
     give_back()
     return target
 
 
-def _bare(scheme: Scheme, published: bool) -> Scheme:
+def _best_start(scheme: Scheme) -> str:
+    """What training of a scheme does better from, as far as it was measured (docs/training.md); a factor asked for stays."""
+    per_token = scheme.dynamic and scheme.weight is not None and scheme.smooth in ("auto", None)
+    return "steps" if per_token and scheme.weight.bits >= 4 else "rounded"
+
+
+def _bare(scheme: Scheme, plain: bool) -> Scheme:
     """The scheme with nothing that a training has no place for: factors between convolutions, corrected biases, copies of
-    channels. The factors of a linear's inputs stay (qat/channels.py), but where weights begin as a paper has them.
+    channels. The factors of a linear's inputs stay (qat/channels.py), but where it is plain.
     """
     if scheme.weight is not None and scheme.weight.is_float:
         raise QpassError(f"scheme {scheme.name} has floats of 8 bits, which have no step to train; choose wNaM.")
-    smooth = None if published else scheme.smooth
+    smooth = None if plain else scheme.smooth
     return dataclasses.replace(scheme, smooth=smooth, equalize="none", bias="none", split="none")
 
 

@@ -52,7 +52,9 @@ def test_nothing_to_train():
 def test_other_arguments():
     with pytest.raises(QpassError, match=r"expected a torch.nn.Module"):
         qpass.prepare_qat("model", "w4a4")
-    with pytest.raises(QpassError, match=r"start 'round' is not one of rounded, published. Did you mean 'rounded'"):
+    with pytest.raises(
+        QpassError, match=r"start 'round' is not one of auto, rounded, steps, published. Did you mean 'rounded'"
+    ):
         prepared(start="round")
     with pytest.raises(QpassError, match="recipe: 'body' matches no module"):
         prepared(recipe={"body": None})

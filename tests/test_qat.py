@@ -117,6 +117,21 @@ def test_published_starts_leave_the_weights():
     torch.testing.assert_close(step, 2 * groups.mean(1) / 7**0.5)
 
 
+@pytest.mark.parametrize("scheme", ["w4a8-dynamic", "w4a8", "w2a8-dynamic"])
+def test_starts_with_the_steps_of_compile(scheme):
+    """Weights are moved where training was seen to do better so, and where it is asked for."""
+    model, x = Gated(), batch()
+    plan = qpass.analyze(model.eval(), f"{scheme},bias=none,smooth=none", x, [x])
+    model.train()
+    for start in ("auto", "steps", "rounded"):
+        t = qpass.prepare_qat(model, scheme, x, start=start)
+        moved = any(not torch.equal(p, t.get_parameter(name)) for name, p in model.named_parameters())
+        assert moved == (start == "rounded" or (start == "auto" and scheme != "w4a8-dynamic"))
+        if start == "steps":
+            step = t.down.weight_quantizer.log_step.detach().exp()
+            torch.testing.assert_close(step, plan.decisions["down:linear.0"].packed.scale)
+
+
 def test_the_caller_keeps_the_model():
     model, x = Gated(), batch()
     before = copy.deepcopy(model.state_dict())

@@ -63,7 +63,7 @@ def test_the_float_function_stays():
 
 @pytest.mark.parametrize("scheme", ["w4a4", "w4a4-dynamic"])
 def test_gradients_follow_the_chain(scheme):
-    t = prepared(Outliers(), scheme, X)
+    t = prepared(Outliers(), scheme, X, start="rounded")
     layer = t.block.up
     of_weight, of_input = layer.used
     v, c = of_input.factor, of_input.shift
@@ -113,7 +113,7 @@ def test_one_kernel_computes_the_same(text, monkeypatch):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("scheme", [*SCHEMES, "w4a4-g8-dynamic"])
 def test_lowers_to_what_was_trained(scheme, bias):
-    t = step(prepared(Outliers(bias), scheme, X))
+    t = step(prepared(Outliers(bias), scheme, X, start="rounded"))
     _, plan = lowered(t)
     for d in plan.quantized:
         layer = t.get_submodule(d.site.partition(":")[0])
@@ -162,15 +162,23 @@ def test_it_starts_better_than_without(scheme, share):
     with torch.no_grad():
         wanted, losses = model(X), []
         for text in (scheme, f"{scheme},smooth=none"):
-            losses.append(float((qpass.prepare_qat(model, text, X)(X) - wanted).square().mean()))
+            losses.append(float((qpass.prepare_qat(model, text, X, start="rounded")(X) - wanted).square().mean()))
     assert losses[0] < share * losses[1]
 
 
 def test_words_that_leave_them_out():
-    for options in (dict(scheme="w4a4,smooth=none"), dict(scheme="w4a4", start="published"), dict(scheme="w4a16-g8")):
+    for options in (
+        dict(scheme="w4a4,smooth=none"),
+        dict(scheme="w4a4", start="published"),
+        dict(scheme="w4a4", start="steps"),
+        dict(scheme="w4a4-dynamic"),
+        dict(scheme="w4a16-g8"),
+    ):
         t = qpass.prepare_qat(Outliers(), example_inputs=X, **options)
         assert all(q.factor is q.shift is None for q in quantizers(t))
         assert not any(name.endswith((".factor", ".shift")) for name in t.state_dict())
+    t = qpass.prepare_qat(Outliers(), "w4a4-dynamic,smooth=0.5", X)
+    assert t.block.up.used[1].factor is not None  # it was asked for
     t = qpass.prepare_qat(Outliers(), "w4a4", X, recipe={"block.up": "w4a4,smooth=none"})
     assert t.block.up.used[1].factor is None
     assert t.attention.q.used[1].factor is not None

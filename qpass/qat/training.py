@@ -83,8 +83,11 @@ def _calls(model: nn.Module, sites: Mapping[nn.Module, Decision], example: Batch
         yield functools.partial(module, weight.new_zeros(2, d.shape[1]))
 
 
-def install_training(model: nn.Module, plan: Plan, method: Method, published: bool) -> None:
-    """Makes the modules of a plan's sites trained ones, in place. published: weights begin with the method's own steps."""
+def install_training(model: nn.Module, plan: Plan, method: Method, start: str) -> None:
+    """Makes the modules of a plan's sites trained ones, in place. start: of weights.
+
+    `published`: with the method's own steps; `steps`: with the plan's; `rounded`: with these, moved to its codes.
+    """
     weights: dict[str, Quantizer] = {}
     inputs: dict[Hashable, Quantizer] = {}
     owned: set[int] = set()
@@ -101,7 +104,7 @@ def install_training(model: nn.Module, plan: Plan, method: Method, published: bo
         parameter = module._parameters[name]
         learns = any(p.requires_grad for p in module.parameters(recurse=False))
         if d.weight not in weights:
-            weights[d.weight] = _of_weight(d, parameter, method, published, learns)
+            weights[d.weight] = _of_weight(d, parameter, method, start, learns)
         value = _shared_by(d)
         if d.input_type is not None and value not in inputs:
             inputs[value] = _of_input(d, method, learns)
@@ -120,16 +123,16 @@ def _shared_by(d: Decision) -> Hashable:
     return d.group, d.input_type, *(None if t is None else fingerprint(t) for t in held)
 
 
-def _of_weight(d: Decision, parameter: Tensor, method: Method, published: bool, learns: bool) -> Quantizer:
+def _of_weight(d: Decision, parameter: Tensor, method: Method, start: str, learns: bool) -> Quantizer:
     packed, rule = d.packed, method.weights
     params = QParams(packed.scale, packed.zero, packed.type).to(parameter.device)
     made = functools.partial(
         Quantizer, f"{d.site}.weight", packed.type, rule, is_weight=True, learns=learns, factor=packed.in_mul
     )
     quantizer = made(params=params).to(parameter.device)
-    if published and rule.start is not None:
+    if start == "published" and rule.start is not None:
         return made(params=rule.start(quantizer.seen(parameter.detach()), packed.type)).to(parameter.device)
-    if rule.learns:
+    if rule.learns and start == "rounded":
         with torch.no_grad():
             near = near_codes(quantizer.seen(parameter), packed.data.to(parameter.device), params)
             parameter.copy_(quantizer.undone(near))
