@@ -1,7 +1,7 @@
 """Quantization-aware training of a byte-level GPT and of small CNNs: what each scheme costs over a float control.
 
-python tests/benchmarks/training.py [--task NAME ...] [--only GLOB ...] [--seed N ...] [--method NAME] [--no-distill]
-    [--write]
+python tests/benchmarks/training.py [--task NAME ...] [--only GLOB ...] [--seed N ...] [--method NAME] [--start NAME]
+    [--no-distill] [--write]
 
 Every variant starts from the float weights and gets a quarter of the steps that these were trained for: batches and seeds are
 the same, and `float` itself gets them too, as the control that increases are over. A scheme may have another rate; float is
@@ -38,10 +38,16 @@ def compiled(model: nn.Module) -> nn.Module:
     return qpass.compile(model, backend="reference")
 
 
+def how_of(options: argparse.Namespace) -> tuple[str, bool]:
+    """(the method, with the start of weights where one is asked for; whether there is a teacher): a record's."""
+    start = "" if options.start == "auto" else f" from {options.start}"
+    return options.method + start, not options.no_distill
+
+
 def measure(task: Task, options: argparse.Namespace) -> list[Record]:
     """The records of each seed: the control's and each scheme's."""
     found = []
-    how = (options.method, not options.no_distill)
+    how = how_of(options)
     wanted = [s for s in task.schemes if not options.only or any(fnmatch.fnmatchcase(s, g) for g in options.only)]
     for seed in options.seed:
         float_run, base = control(task, seed)
@@ -49,7 +55,8 @@ def measure(task: Task, options: argparse.Namespace) -> list[Record]:
         found.append(record(task, seed, "float", ("", False), (base, base), float_run.curve))
         print(f"{task.name}, seed {seed}: float {before:.4f}, control {base:.4f} {task.unit}", flush=True)
         for scheme in wanted:
-            run = trained(task, scheme, seed, options.method, None if options.no_distill else float_run.model)
+            teacher = None if options.no_distill else float_run.model
+            run = trained(task, scheme, seed, options.method, teacher, options.start)
             if run is None:
                 print(f"{task.name}, {scheme}: {options.method} has no such scheme", flush=True)
                 continue
@@ -67,6 +74,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="GLOB", help="schemes; may be repeated")
     parser.add_argument("--seed", action="append", type=int, help="may be repeated; 0, 1 and 2 unless given")
     parser.add_argument("--method", default="lsq+", help=f"of qpass, or a package: {', '.join(PEERS)}")
+    parser.add_argument("--start", default="auto", help="of qpass' weights, as qpass.prepare_qat takes it")
     parser.add_argument("--no-distill", action="store_true", help="learn from labels alone")
     parser.add_argument("--sequences", type=int, default=512, help="of bytes that are scored")
     parser.add_argument("--write", action="store_true", help="keep scores and curves, and make the tables of docs")
@@ -76,7 +84,7 @@ def main() -> None:
         parser.error("--write keeps what is scored on 512 sequences")
     for task in tasks(options.task or NAMES, options.sequences):
         found = measure(task, options)
-        print("\n" + table(task, found, (options.method, not options.no_distill)) + "\n", flush=True)
+        print("\n" + table(task, found, how_of(options)) + "\n", flush=True)
     if options.write:
         report(tasks(NAMES, options.sequences))
 

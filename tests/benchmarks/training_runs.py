@@ -142,16 +142,18 @@ def control(task: Task, seed: int) -> tuple[Run, float]:
     return best
 
 
-def trained(task: Task, scheme: str, seed: int, method: str, teacher: nn.Module | None) -> Run | None:
-    """A variant, trained; None of a scheme that a peer lacks."""
+def trained(
+    task: Task, scheme: str, seed: int, method: str, teacher: nn.Module | None, start: str = "auto"
+) -> Run | None:
+    """A variant, trained; None of a scheme that a peer lacks. start: of qpass' weights."""
     batches = task.calibration()
     if method in PEERS:
         t = PEERS[method](task.start(seed), scheme, batches, task.recipe)
         if t is None:
             return None
     else:
-        t = qpass.prepare_qat(task.start(seed), scheme, batches[0], batches, task.recipe, method=method)
-    name = f"{task.name}-{seed}-{scheme}-{method}-{key(task.name, seed, scheme, method, teacher is None)}"
+        t = qpass.prepare_qat(task.start(seed), scheme, batches[0], batches, task.recipe, method=method, start=start)
+    name = f"{task.name}-{seed}-{scheme}-{method}-{key(task.name, seed, scheme, method, start, teacher is None)}"
     run = Run(task, t, seed, name, task.rates.get(scheme, task.lr), teacher)
     run.train()
     return run
