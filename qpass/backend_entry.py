@@ -29,7 +29,7 @@ from qpass.passes.logits import makes_logits
 from qpass.plan import Plan
 from qpass.runtime import Runtime
 from qpass.schemes import Recipe, Scheme
-from qpass.sites import ITEM, ROOT, SiteNames
+from qpass.sites import SiteNames, path_of
 
 KEPT_NOWHERE = "this spelling has no model to keep its weights in, so nobody could choose their bits; use qpass.compile"
 OPTIONS = ("scheme", "recipe", "plan", "backend", "mode")
@@ -73,17 +73,13 @@ def _is_weight(node: fx.Node, value: Any) -> bool:
 def _path(node: fx.Node) -> str:
     """Path of a parameter from the name the front end gave it."""
     source = node.meta.get("grapharg")
-    return _clean(source.source.name if source is not None else str(node.target))
+    return path_of(source.source.name if source is not None else str(node.target))
 
 
 def _held_path(gm: fx.GraphModule, name: str) -> str:
     """Path of a parameter that the front end left on the graph's module under `name`."""
     source = getattr(gm, "_param_name_to_source", {}).get(name)
-    return _clean(source.name) if source is not None else name
-
-
-def _clean(source: str) -> str:
-    return ITEM.sub(lambda m: "." + (m.group(1) or m.group(2)), ROOT.sub("", source)).strip(".")
+    return path_of(source.name) if source is not None else name
 
 
 def _plan(

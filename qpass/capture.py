@@ -165,7 +165,8 @@ def capture(
     result takes these, then what `held(gm)` gives. modules: `module_ids` of the model, if there is one.
     """
     graph = retrace(gm, inputs)
-    from_model(graph, modules or {})
+    if modules:
+        from_model(graph, modules)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     for node, value in zip(placeholders, (*inputs, *held(gm).values()), strict=True):
         if isinstance(value, Tensor) and id(value) in names:

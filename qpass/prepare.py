@@ -80,8 +80,8 @@ def prepare_qat(
 
 def _best_start(scheme: Scheme) -> str:
     """What training of a scheme does better from, as far as it was measured (docs/training.md); a factor asked for stays."""
-    per_token = scheme.dynamic and scheme.weight is not None and scheme.smooth in ("auto", None)
-    return "steps" if per_token and scheme.weight.bits >= 4 else "rounded"
+    many_codes = scheme.weight is not None and scheme.weight.bits >= 4
+    return "steps" if many_codes and scheme.dynamic and scheme.smooth in ("auto", None) else "rounded"
 
 
 def _bare(scheme: Scheme, plain: bool) -> Scheme:

@@ -67,7 +67,7 @@ class Runtime:
         names = tensor_names(model) if model is not None else self.tensors or {}
         if any(empty(value) for value in inputs if id(value) not in names):
             return gm.forward  # a batch of no rows: there is nothing to gain
-        graph = capture(gm, inputs, names, {} if model is None else module_ids(model))
+        graph = capture(gm, inputs, names, None if model is None else module_ids(model))
         own = tuple(held(gm).values())
         everything = (*inputs, *own)
         real = [hint(value) for value in everything] if all_real(everything) else None

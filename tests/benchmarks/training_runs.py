@@ -142,9 +142,7 @@ def control(task: Task, seed: int) -> tuple[Run, float]:
     return best
 
 
-def trained(
-    task: Task, scheme: str, seed: int, method: str, teacher: nn.Module | None, start: str = "auto"
-) -> Run | None:
+def trained(task: Task, scheme: str, seed: int, method: str, teacher: nn.Module | None, start: str) -> Run | None:
     """A variant, trained; None of a scheme that a peer lacks. start: of qpass' weights."""
     batches = task.calibration()
     if method in PEERS:
