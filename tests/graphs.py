@@ -1,6 +1,9 @@
 """Graphs for the tests of single passes, made by the road that models take."""
 
+import operator
+
 import torch
+from torch import fx
 
 from qpass.backends import backend_named
 from qpass.capture import capture, front_end, tensor_names
@@ -50,6 +53,21 @@ def lowered(model, plan, *inputs, backend="cpu", until="layout"):
 def real(value):
     """A symbolic size as the number it has in the example; other values as they are."""
     return value.node.hint if isinstance(value, torch.SymInt) else value
+
+
+class Strides(fx.Interpreter):
+    """Runs a graph and holds every value to what its meta tells."""
+
+    def run_node(self, n):
+        result = super().run_node(n)
+        told = n.meta.get("val")
+        if n.op == "call_function" and n.target is not operator.getitem and isinstance(told, torch.Tensor):
+            assert told.dtype == result.dtype, n.format_node()
+            if result.layout is torch.strided and told.device.type != "meta":
+                assert [real(s) for s in told.shape] == list(result.shape), n.format_node()
+                pairs = zip(result.shape, told.stride(), result.stride(), strict=True)
+                assert all(real(a) == b for size, a, b in pairs if size > 1), n.format_node()
+        return result
 
 
 def run(gm, values):

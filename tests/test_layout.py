@@ -1,17 +1,16 @@
 """Images stay channels last from the first layer to the last: no copies between layers, strides as they are told."""
 
 import functools
-import operator
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional as F
 
 import qpass
 from qpass.backends import cpu, native
 from qpass.passes.layout import is_channels_last
-from tests.graphs import lowered, real
+from tests.graphs import Strides, lowered
 from tests.models import relative
 from tests.processors import needs_bytes
 
@@ -127,21 +126,6 @@ def test_no_copies_between_layers(name, monkeypatch):
     gm, _ = lowered(model, plan, x, until="layout")
     assert len(products(gm)) >= len([d for d in plan.quantized if d.operation == "conv2d"])
     assert not copies(gm)
-
-
-class Strides(fx.Interpreter):
-    """Runs a graph and holds every value to what its meta tells."""
-
-    def run_node(self, n):
-        result = super().run_node(n)
-        told = n.meta.get("val")
-        if n.op == "call_function" and n.target is not operator.getitem and isinstance(told, torch.Tensor):
-            assert told.dtype == result.dtype, n.format_node()
-            if result.layout is torch.strided and told.device.type != "meta":
-                assert [real(s) for s in told.shape] == list(result.shape), n.format_node()
-                pairs = zip(result.shape, told.stride(), result.stride(), strict=True)
-                assert all(real(a) == b for size, a, b in pairs if size > 1), n.format_node()
-        return result
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -24,19 +24,20 @@ import torch
 from torch import Tensor, fx
 
 from qpass.graphs import add_call, set_value
+from qpass.passes.lower import IMAGES
+from qpass.passes.strides import follow, is_opaque
 
 aten = torch.ops.aten
 Q = torch.ops.qpass
-REFERENCES = (Q.conv.default, Q.max_pool.default, Q.pad.default)
 
 
 def layout(gm: fx.GraphModule, context) -> int:
     """Returns the number of values laid out anew."""
     wanted = context.backend.channels_last()
     targets = {node.target for node in gm.graph.nodes}
-    if not wanted or targets.isdisjoint((*wanted, *REFERENCES)):
+    if not wanted or targets.isdisjoint((*wanted, *IMAGES)):
         return 0
-    stale = not targets.isdisjoint(REFERENCES)
+    stale = not targets.isdisjoint(IMAGES)
     edits = 0
     moved: set[fx.Node] = set()  # values whose strides are not what they were
     for node in list(gm.graph.nodes):
@@ -52,41 +53,15 @@ def layout(gm: fx.GraphModule, context) -> int:
             edits += sum(_turn(gm, i, node, parts, moved) for i in list(node.all_input_nodes) if _is_image(i, node))
             moved.add(node)
         elif (stale or any(i in moved for i in node.all_input_nodes)) and not is_opaque(node):
-            _follow(gm, node, moved)
+            follow(gm, node, moved)
+            if _is_elementwise(node):  # made with its kernel, in the kernel's own layout
+                moved.add(node)
     gm.graph.eliminate_dead_code()
     return edits
 
 
-def _follow(gm: fx.GraphModule, node: fx.Node, moved: set[fx.Node]) -> None:
-    """Computes the value of a node whose inputs lie in another order now; one that cannot be computed again gets them
-    as before.
-    """
-    before = _strides(node)
-    try:
-        set_value(gm, node)
-    except Exception:  # an operator that takes no symbolic sizes outside of a trace
-        for source in [i for i in node.all_input_nodes if i in moved]:
-            copied = add_call(gm, aten.clone.default, (source,), node, memory_format=torch.contiguous_format)
-            node.replace_input_with(source, copied)
-        return
-    if _strides(node) != before or _is_elementwise(node):  # made with its kernel, in the kernel's own layout
-        moved.add(node)
-
-
-def _strides(node: fx.Node) -> str:
-    value = node.meta.get("val")
-    values = value if isinstance(value, tuple | list) else (value,)
-    return str([tuple(v.stride()) for v in values if isinstance(v, Tensor)])
-
-
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor)
-
-
-def is_opaque(node: fx.Node) -> bool:
-    """Whether a call cannot be run on fake values: an op on opaque packed tensors, whose value its lowering wrote down."""
-    held = (i.meta.get("val") for i in node.all_input_nodes)
-    return any(isinstance(value, Tensor) and value.device.type == "meta" for value in held)
 
 
 def _is_image(value: fx.Node, node: fx.Node) -> bool:

@@ -1,15 +1,25 @@
-"""Replace each fused op by what the backend runs; one that it cannot run keeps its reference. Leaves level `lowered`."""
+"""Replace each fused op by what the backend runs; one that it cannot run keeps its reference. Leaves level `lowered`.
+
+What reads a result that lies otherwise now, such as attention's with its heads side by side, is told so; images are laid out
+by a pass of their own (layout.py).
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
+from qpass.passes.strides import follow_all, strides
 from qpass.passes.widen import widen
+
+Q = torch.ops.qpass
+IMAGES = (Q.conv.default, Q.max_pool.default, Q.pad.default)
 
 
 def lower(gm: fx.GraphModule, context) -> int:
     """Asks the backend about each fused op, as it is and on bytes; a sentence why not goes to `meta["kept"]` and the log."""
     edits = 0
+    moved: set[fx.Node] = set()
     for node in list(gm.graph.nodes):
         if node.target not in context.backend.targets:
             continue
@@ -23,9 +33,12 @@ def lower(gm: fx.GraphModule, context) -> int:
         replacement = context.backend.lower(gm, node)
         if replacement is not node:
             replacement.meta.setdefault("site", node.meta.get("site", ""))
+            if node.target not in IMAGES and strides(replacement) != strides(node):
+                moved.add(replacement)
             node.replace_all_uses_with(replacement)
             gm.graph.erase_node(node)
             edits += 1
+    follow_all(gm, moved)
     gm.graph.eliminate_dead_code()
     return edits + context.backend.absorb(gm)
 

@@ -7,8 +7,8 @@
    results without residual, activation or requantize;
 2. weights, scales, zero points and biases are constants;
 3. an activation in one of them (gate, up) is left behind its part, where the backend would rather have one launch;
-4. the parts are views of one result, so whatever reads them must take a strided last axis: views that split it,
-   attention and matmul do.
+4. the parts are views of one result, with gaps between their rows: what reads them is told so, for generated kernels go by
+   that, and a view that cannot be one of a part (`view(b, s * heads, d)` of older attention) reads a copy.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import fx
 
 from qpass.backends.onednn import ACTIVATION_CALLS
 from qpass.graphs import add_call, add_constant, constant
+from qpass.passes.strides import follow_all
 
 aten = torch.ops.aten
 Q = torch.ops.qpass
@@ -31,8 +32,10 @@ def merge_siblings(gm: fx.GraphModule, context) -> int:
             key = (node.args[:4], node.args[6], node.args[10:14])
             families.setdefault(key, []).append(node)
     merged = [family for family in families.values() if len(family) > 1]
+    moved: set[fx.Node] = set()
     for family in merged:
-        _merge(gm, family)
+        _merge(gm, family, moved)
+    follow_all(gm, moved)
     gm.graph.eliminate_dead_code()
     return sum(len(family) - 1 for family in merged)
 
@@ -49,7 +52,7 @@ def _mergeable(node: fx.Node, activated: bool) -> bool:
     )
 
 
-def _merge(gm: fx.GraphModule, family: list[fx.Node]) -> None:
+def _merge(gm: fx.GraphModule, family: list[fx.Node], moved: set[fx.Node]) -> None:
     first = family[0]
     data, scale, bias = (_joined(gm, family, i) for i in (4, 5, 7))
     zero = _joined(gm, family, 14)
@@ -66,6 +69,7 @@ def _merge(gm: fx.GraphModule, family: list[fx.Node]) -> None:
             target, options = ACTIVATION_CALLS[node.args[9]]
             part = add_call(gm, target, (part,), first, **options)
         node.replace_all_uses_with(part)
+        moved.add(part)
         start += width
     for node in family:
         gm.graph.erase_node(node)
