@@ -62,6 +62,9 @@ class Call:
         """Finds the module that is called."""
         self.module = self.model.get_submodule(self.path)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copied module has no compiled call until it is given one; those with parametrized weights copy all they hold."""
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gives; where it is a part and the model itself is at work, as any module does."""
         if self.path and (_INSIDE.now or torch.compiler.is_compiling() or self.model.__dict__.get(CALL) is None):

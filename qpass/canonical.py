@@ -4,7 +4,8 @@
 2. what does nothing at inference is dropped: dropout, detach, alias, a cast to the same type, a view to the same shape;
 3. every product of an activation with a matrix of the model is a `linear` (products.py);
 4. every convolution is an `aten.convolution` (convolutions.py);
-5. an in-place activation or sum whose input nobody else reads becomes the plain one.
+5. rows of a parameter, and of what it is packed as, are a `slice` of it, or the part itself (slices.py);
+6. an in-place activation or sum whose input nobody else reads becomes the plain one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from qpass.arity import full_arity
 from qpass.convolutions import to_convolution
 from qpass.graphs import is_view
 from qpass.products import to_linear
+from qpass.slices import piece_of, to_slice
 
 aten = torch.ops.aten
 
@@ -52,7 +54,8 @@ def canonicalize(gm: fx.GraphModule) -> fx.GraphModule:
         if node.op != "call_function":
             continue
         _make_functional(node)
-        if (source := _unchanged(node)) is not None:
+        to_slice(node)
+        if (source := _unchanged(node) or piece_of(node)) is not None:
             node.replace_all_uses_with(source)
             gm.graph.erase_node(node)
             continue

@@ -19,6 +19,7 @@ from qpass.plan import Plan
 from qpass.processes import everywhere
 from qpass.schemes import Scheme
 from qpass.site_info import SiteInfo
+from qpass.slices import tensor_of
 from qpass.storage import fingerprint
 
 
@@ -139,7 +140,7 @@ def check_trained_alone(*others: object) -> None:
 def check_plan_fits(plan: Plan, weights: Mapping[str, Tensor], whole: str | None) -> None:
     """The plan was made from this model. whole: the model's class, where `weights` are all of its parameters."""
     for d in plan.quantized:
-        found = weights.get(d.weight)
+        found = tensor_of(weights, d.weight)
         if found is None:
             if whole is None:
                 continue

@@ -22,6 +22,7 @@ from qpass.plan import Decision, Plan
 from qpass.schemes import Recipe, Scheme
 from qpass.seen import Seen, clipped_of, grid, seen_of
 from qpass.site_info import SiteInfo
+from qpass.slices import overlapping, slice_of, with_slices
 from qpass.solvers.solve import Solution, solve
 from qpass.storage import fingerprint
 
@@ -60,10 +61,11 @@ def own_biases(sites: Mapping[str, SiteInfo], named: Mapping[str, Tensor]) -> di
 def asked(model: nn.Module | Mapping[str, Tensor], sites: Mapping[str, SiteInfo], recipe: Recipe) -> Asked:
     """What the recipe asks of a model, or of the weights of a graph."""
     named = model.named_parameters(remove_duplicate=False) if isinstance(model, nn.Module) else model.items()
-    weights: dict[str, Tensor] = dict(named)
+    shared_rows = overlapping({name: info.weight for name, info in sites.items() if info.weight})
+    weights = with_slices(dict(named), (info.weight for name, info in sites.items() if name not in shared_rows))
     sites = own_biases(one_name(sites, weights), weights)
     schemes, why = schemes_of(sites, recipe, heads(model, sites, weights))
-    return Asked(weights, sites, schemes, why, _first_readers(sites, schemes))
+    return Asked(weights, sites, schemes, why | shared_rows, _first_readers(sites, schemes))
 
 
 def decide(
@@ -83,7 +85,8 @@ def decide(
     recipe.check([n for n, i in sites.items() if i.operation in ("linear", LOOKUP) or i.walk] or list(sites))
     ask = asked(model, sites, recipe)
     weights, sites, schemes = ask.weights, ask.sites, ask.schemes
-    plan = Plan(recipe.default, parameters=sum({id(p): p.numel() for p in weights.values()}.values()))
+    sizes = {id(p): p.numel() for name, p in weights.items() if slice_of(name)[1] is None}
+    plan = Plan(recipe.default, parameters=sum(sizes.values()))
     solved: dict[str, Decision] = dict(decided or {})
     missing = [g for g in groups(sites, observations) if any(info.name not in solved for info in g)]
     for decisions in each(lambda members: decide_group(ask, members, observations), missing):

@@ -13,6 +13,7 @@ from qpass.passes.other_sites import LOOKUP
 from qpass.plan import Decision
 from qpass.schemes import Scheme
 from qpass.site_info import SiteInfo
+from qpass.slices import slice_of
 
 NO_PARAMETER = "its weight is computed, not a parameter of the model"
 NOT_REAL = "its weight is {}, schemes quantize real floating-point weights"
@@ -23,6 +24,7 @@ NOT_REACHED = "no calibration batch reached it, so its input has no range"
 FLOAT_TABLE = "tables become integers of 2 to 8 bits; {} has other types"
 NESTED = "linears alone have weights of several widths, as {} asks for; give it another scheme by a recipe"
 ODD = "its {} inputs are no multiple of 4: a byte of a nested weight holds codes of four"
+ROWS = "it reads rows of a parameter, and whole parameters alone are kept in several widths"
 FLOAT_TYPE = "weights and inputs of convolutions become integers of 2 to 8 bits; {} has other types"
 
 
@@ -39,8 +41,11 @@ def why_type(scheme: Scheme, operation: str) -> str | None:
 
 def why_nested(decision: Decision, scheme: Scheme) -> str | None:
     """None where a weight's codes can be kept in the widths of a scheme, or why not."""
-    nested = scheme.weight is not None and bool(scheme.weight.widths)
-    return ODD.format(decision.shape[1]) if nested and decision.shape[1] % 4 else None
+    if scheme.weight is None or not scheme.weight.widths:
+        return None
+    if slice_of(decision.weight)[1] is not None:
+        return ROWS
+    return ODD.format(decision.shape[1]) if decision.shape[1] % 4 else None
 
 
 def describe(weights: Mapping[str, Tensor], info: SiteInfo, observations: Observations) -> Decision:

@@ -55,7 +55,7 @@ def _fake(gm: fx.GraphModule, tensor: Tensor) -> Tensor:
 
 
 def constant(node: object) -> Tensor | None:
-    """The tensor behind a node that is a parameter, a buffer or a get_attr constant, or codes of such; None otherwise."""
+    """The tensor behind a parameter, a buffer, a get_attr constant, or rows or codes of such; None for other nodes."""
     if not isinstance(node, fx.Node):
         return None
     if node.op == "placeholder":
@@ -65,6 +65,10 @@ def constant(node: object) -> Tensor | None:
     if node.target is torch.ops.qpass.whole.default:
         held = constant(node.args[0])
         return None if held is None else torch.ops.qpass.whole.default(held, node.args[1])
+    if node.target is aten.slice.Tensor:
+        held = constant(node.args[0])
+        fixed = all(isinstance(arg, int) for arg in node.args[1:])
+        return None if held is None or not fixed else aten.slice.Tensor(held, *node.args[1:])
     return None
 
 

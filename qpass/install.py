@@ -11,6 +11,8 @@
                                                                                     where the type is unsigned
                                          Linear.parametrizations.weight.0.bits      int64 [], of a nested weight: the width
                                                                                     it is read at (bits.py)
+    Attention.in_proj_weight, whose slices are packed each by itself: the tensors of the first slice, of the second, ...; one
+    that no site reads as integers stays float, by itself
 
 The copy is an ordinary module from here on: it runs in eager mode, its state_dict holds the integers, and a graph
 captured from it shows `dequantize(packed, scale) -> linear`. A tied weight is packed once and stays tied.
@@ -19,6 +21,7 @@ captured from it shows `dequantize(packed, scale) -> linear`. A tied weight is p
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
@@ -27,6 +30,7 @@ from torch.nn.utils import parametrize
 
 from qpass.errors import QpassError
 from qpass.packing import Packed, spread
+from qpass.slices import Rows, slice_name, slice_of
 
 
 class PackedWeight(nn.Module):
@@ -77,27 +81,65 @@ class PackedWeight(nn.Module):
         return self._initial
 
 
+class PackedSlices(nn.Module):
+    """The parametrization of a parameter whose rows are packed a slice at a time; a slice may be float."""
+
+    def __init__(self, slices: Mapping[Rows, Packed], weight: Tensor) -> None:
+        super().__init__()
+        ends = sorted({0, len(weight), *(row for rows in slices for row in rows)})
+        self.rows = list(itertools.pairwise(ends))
+        self.forms = nn.ModuleList(
+            PackedWeight(slices[rows].to(weight.device), weight.dtype) if rows in slices else nn.Identity()
+            for rows in self.rows
+        )
+        held = [
+            form._initial if isinstance(form, PackedWeight) else (weight[first:last].clone(),)
+            for form, (first, last) in zip(self.forms, self.rows, strict=True)
+        ]
+        self.counts = [len(tensors) for tensors in held]
+        self._initial = tuple(itertools.chain.from_iterable(held))
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """tensors: those of all slices, each as PackedWeight takes them, or float."""
+        left = iter(tensors)
+        parts = [form(*itertools.islice(left, count)) for form, count in zip(self.forms, self.counts, strict=True)]
+        return torch.cat(parts)
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of all slices."""
+        return self._initial
+
+    def slices(self) -> Iterator[tuple[Rows, nn.Module, int]]:
+        """(rows, form, place of its first tensor among all) of each slice; a float one's form is nn.Identity."""
+        yield from zip(self.rows, self.forms, itertools.accumulate(self.counts, initial=0), strict=False)
+
+
 def copy_for_packing(model: nn.Module, weights: Iterable[str]) -> nn.Module:
     """A deep copy of a model that shares the tensors named, which are about to be replaced: no float is copied."""
     named = dict(model.named_parameters(remove_duplicate=False))
-    memo = {id(named[name]): named[name] for name in weights if name in named}
+    paths = {slice_of(name)[0] for name in weights}
+    memo = {id(named[path]): named[path] for path in paths if path in named}
     return copy.deepcopy(model, memo)
 
 
 def install(model: nn.Module, packed: Mapping[str, Packed], biases: Mapping[str, Tensor] | None = None) -> None:
     """Replaces each named parameter, and every parameter tied to it, by its packed form, in place; adds to biases by path."""
-    holders = {name: tuple(_holders(model, name)) for name in packed}
-    for name, weight in packed.items():
-        dtype, device = model.get_parameter(name).dtype, model.get_parameter(name).device
+    whole, slices = _by_parameter(packed)
+    holders = {path: tuple(_holders(model, path)) for path in (*whole, *slices)}
+    for path in holders:
+        own = model.get_parameter(path).detach()
         data: tuple[Tensor, ...] | None = None
         bits: Tensor | None = None
-        for module, attribute in holders[name]:
-            form = PackedWeight(weight.to(device), dtype)
+        for module, attribute in holders[path]:
+            sliced = path in slices
+            form = PackedSlices(slices[path], own) if sliced else PackedWeight(whole[path].to(own.device), own.dtype)
             frozen = nn.Parameter(module._parameters[attribute].detach(), requires_grad=False)
             module._parameters[attribute] = frozen  # of the copy: the caller's parameter keeps its gradient flag
             parametrize.register_parametrization(module, attribute, form, unsafe=True)
-            form._initial = ()
-            if weight.type.widths:
+            for each in form.modules():
+                if isinstance(each, PackedWeight | PackedSlices):
+                    each._initial = ()
+            if isinstance(form, PackedWeight) and form.widths:
                 bits = form._buffers["bits"] = form.bits if bits is None else bits
             originals = module.parametrizations[attribute]
             data = data or tuple(getattr(originals, f"original{i}") for i in range(originals.ntensors))
@@ -111,6 +153,19 @@ def install(model: nn.Module, packed: Mapping[str, Packed], biases: Mapping[str,
         own = module._parameters[attribute].detach()
         moved = (own.float() + more.to(own.device)).to(own.dtype)
         module._parameters[attribute] = nn.Parameter(moved, requires_grad=False)
+
+
+def _by_parameter(packed: Mapping[str, Packed]) -> tuple[dict[str, Packed], dict[str, dict[Rows, Packed]]]:
+    """(path -> a whole parameter, path -> the slices of one) of packed weights by name."""
+    whole: dict[str, Packed] = {}
+    slices: dict[str, dict[Rows, Packed]] = {}
+    for name, weight in packed.items():
+        path, rows = slice_of(name)
+        if rows is None:
+            whole[path] = weight
+        else:
+            slices.setdefault(path, {})[rows] = weight
+    return whole, slices
 
 
 def _holders(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
@@ -130,7 +185,7 @@ def _holders(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
 
 def uninstall(model: nn.Module, floats: Mapping[str, nn.Parameter]) -> None:
     """Puts float parameters, by path, back in the place of packed ones, tied as they were."""
-    for name in packed_weights(model):
+    for name in dict.fromkeys(slice_of(name)[0] for name in packed_weights(model)):
         if name not in floats:  # it was packed before
             continue
         path, _, attribute = name.rpartition(".")
@@ -141,11 +196,28 @@ def uninstall(model: nn.Module, floats: Mapping[str, nn.Parameter]) -> None:
 
 
 def packed_weights(model: nn.Module) -> dict[str, PackedWeight]:
-    """Path of each packed parameter of a model (`module.attribute`) -> its parametrization."""
+    """Path of each packed parameter of a model (`module.attribute`), or name of its slice -> its parametrization."""
     found = {}
     for path, module in model.named_modules():
         for attribute, forms in getattr(module, "parametrizations", {}).items():
+            name = f"{path}.{attribute}" if path else attribute
             for form in forms:
                 if isinstance(form, PackedWeight):
-                    found[f"{path}.{attribute}" if path else attribute] = form
+                    found[name] = form
+                elif isinstance(form, PackedSlices):
+                    each = ((slice_name(name, rows), part) for rows, part, _ in form.slices())
+                    found |= {name: part for name, part in each if isinstance(part, PackedWeight)}
+    return found
+
+
+def float_slices(model: nn.Module) -> dict[str, Tensor]:
+    """Name of each slice that stayed float, of parameters that are packed in part -> its values."""
+    found = {}
+    for path, module in model.named_modules():
+        for attribute, forms in getattr(module, "parametrizations", {}).items():
+            name = f"{path}.{attribute}" if path else attribute
+            for form in (form for form in forms if isinstance(form, PackedSlices)):
+                for rows, part, place in form.slices():
+                    if isinstance(part, nn.Identity):
+                        found[slice_name(name, rows)] = getattr(forms, f"original{place}")
     return found

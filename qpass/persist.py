@@ -15,10 +15,11 @@ from qpass.backends import backend_named
 from qpass.backends.cuda_graphs import check_mode
 from qpass.bits import bits_set, nested_weights
 from qpass.errors import QpassError
-from qpass.install import copy_for_packing, install, packed_weights
+from qpass.install import copy_for_packing, float_slices, install, packed_weights
 from qpass.plan import Plan
 from qpass.runtime import all_or_nothing, attach, runtime_of
 from qpass.shards import config_texts, read_directory, write_directory
+from qpass.slices import slice_of, with_slices
 from qpass.storage import plan_from_data, plan_to_data, read, write
 
 
@@ -79,14 +80,15 @@ def _take_generation_config(model: nn.Module, directory: Path) -> None:
 
 
 def _other_state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers that are not part of a packed weight."""
-    packed = tuple(_prefix(name) for name in packed_weights(model))
+    """Parameters and buffers that are not part of a packed weight, and the float slices of those packed in part."""
+    packed = tuple({_prefix(name) for name in packed_weights(model)})
     named = [*model.named_parameters(), *model.named_buffers()]
-    return {name: t for name, t in named if not name.startswith(packed)} if packed else dict(named)
+    others = {name: t for name, t in named if not name.startswith(packed)} if packed else dict(named)
+    return others | float_slices(model)
 
 
 def _prefix(weight: str) -> str:
-    path, _, attribute = weight.rpartition(".")
+    path, _, attribute = slice_of(weight)[0].rpartition(".")
     return f"{path}.parametrizations.{attribute}.".lstrip(".")
 
 
@@ -95,6 +97,7 @@ def _check_fits(plan: Plan, state: dict[str, Tensor], model: nn.Module, saved: s
     kind, advice = type(model).__name__, "build the model with the configuration it was saved with."
     shapes_of = {name: packed.shape for name, packed in plan.packed.items()}
     wanted = shapes_of | {name: tuple(t.shape) for name, t in state.items()}
+    named = with_slices(named, wanted)
     for name, shape in wanted.items():
         if name not in named:
             raise QpassError(f"the file holds a {saved} with {name!r}, which this {kind} lacks; {advice}")
@@ -106,7 +109,7 @@ def _check_fits(plan: Plan, state: dict[str, Tensor], model: nn.Module, saved: s
             raise QpassError(
                 f"{name!r} is {dtype} in the file and {named[name].dtype} in this {kind}; load into model.to({dtype})."
             )
-    covered = {id(named[name]) for name in wanted}
+    covered = {id(named[each]) for name in wanted for each in (name, slice_of(name)[0])}
     for name, tensor in named.items():
         if id(tensor) not in covered:
             raise QpassError(f"this {kind} has {name!r}, which the saved {saved} lacks; {advice}")

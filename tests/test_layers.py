@@ -28,7 +28,7 @@ LAYERS = (
     ("passes", "backends", "solvers"),
     ("pipeline", "verify"),
     ("canonical", "capture", "convolutions", "frames", "graph_text", "graphs", "guards", "install", "products", "rewrite",
-     "sites", "source_lines", "trained"),
+     "sites", "slices", "source_lines", "trained"),
     ("conv_ops", "nested", "nested_ops", "observations", "ops", "packing", "padding", "patches", "plan",
      "schemes", "shards", "shared", "site_info", "storage"),
     ("affine", "arity", "geometry", "histogram", "nested_words", "qtype", "range_choice", "ranges", "scheme_words", "seen",

@@ -17,6 +17,7 @@ from qpass.inspect.known import Known
 from qpass.inspect.weights import weight_figures
 from qpass.plan import Decision
 from qpass.served import Record
+from qpass.slices import tensor_of
 
 FORMAT, VERSION = "qpass-report", 1
 FLOAT_BYTES = 4
@@ -134,7 +135,7 @@ def _error(e: SiteError | None) -> dict[str, Any]:
 
 
 def _weight(report: Known, d: Decision, read: bool) -> dict[str, Any]:
-    found = weight_figures(d, report.weights.get(d.weight)) if read else None
+    found = weight_figures(d, tensor_of(report.weights, d.weight)) if read else None
     if found is None:
         return {"weight_channels": None, "weight_histogram": None}
     return {

@@ -35,6 +35,7 @@ from qpass.packing import Packed
 from qpass.plan import Decision, Plan
 from qpass.qtype import QType
 from qpass.shards import config_texts, write_model
+from qpass.slices import slice_of
 
 FACTORS = "the format has no place for {}; compile with the options smooth=none,bias=none"
 WORD = 32
@@ -64,7 +65,7 @@ def save_pretrained(model: nn.Module, directory: str | os.PathLike[str], shard_s
 def _linears(model: nn.Module, plan: Plan) -> Iterator[tuple[str, Decision]]:
     """Path of each quantized nn.Linear, and its decision; a site that the format cannot express is refused."""
     places: dict[int, list[str]] = {}
-    for path in packed_weights(model):
+    for path in (name for name in packed_weights(model) if slice_of(name)[1] is None):
         data = model.get_submodule(path.rpartition(".")[0]).parametrizations[path.rpartition(".")[2]].original0
         places.setdefault(id(data), []).append(path)
     shared = {path: paths for paths in places.values() for path in paths}

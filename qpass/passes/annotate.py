@@ -10,6 +10,7 @@ operations that multiply get a name too, and a sentence that says why no scheme 
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from qpass.passes.scalable import norm_behind, sources
 from qpass.products import is_parameter
 from qpass.site_info import SiteInfo
 from qpass.sites import SiteNames, module_path
+from qpass.slices import rows_of, slice_name
 
 aten = torch.ops.aten
 qpass = torch.ops.qpass
@@ -31,7 +33,8 @@ qpass = torch.ops.qpass
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Where a linear's weight comes from: the parameter's path, its node, and what stands between.
+    """Where a linear's weight comes from: the parameter's path, with its rows where it is a slice, its node, and what stands
+    between.
 
     packed: the dequantize node where the parameter is packed. transposed: the parameter is [K, N].
     """
@@ -48,13 +51,17 @@ class WeightSource:
         return "" if self.packed is None else next(arg for arg in self.packed.args if isinstance(arg, str))
 
 
-PACKED_SUFFIX = ".original0"
+PACKED = re.compile(r"(.*)\bparametrizations\.(.+)\.original\d+")
 
 
 def weight_source(node: object) -> WeightSource | None:
     """Follows a linear's weight argument back to the parameter, or None where it is not one parameter."""
-    transposed, in_mul, packed = False, None, None
+    transposed, in_mul, packed, rows = False, None, None, None
     while isinstance(node, fx.Node) and node.op == "call_function":
+        rows = node.meta.get("rows", rows)
+        if rows is None and (rows := rows_of(node)) is not None:
+            node = node.args[0]
+            break
         if node.target in (aten.t.default, aten.transpose.int, aten.permute.default):
             transposed, node = not transposed, node.args[0]
         elif node.target is aten.mul.Tensor and is_parameter(node.args[1]):
@@ -67,14 +74,14 @@ def weight_source(node: object) -> WeightSource | None:
             return None
     if not isinstance(node, fx.Node) or "fqn" not in node.meta or constant(node) is None:
         return None
-    return WeightSource(parameter_path(node.meta["fqn"]), node, packed, in_mul, transposed)
+    path = slice_name(parameter_path(node.meta["fqn"]), node.meta.get("rows", rows))
+    return WeightSource(path, node, packed, in_mul, transposed)
 
 
 def parameter_path(name: str) -> str:
     """`a.b.parametrizations.weight.original0` -> `a.b.weight`; other paths as they are."""
-    if not name.endswith(PACKED_SUFFIX) or "parametrizations." not in name:
-        return name
-    return name.removesuffix(PACKED_SUFFIX).replace("parametrizations.", "", 1)
+    found = PACKED.fullmatch(name)
+    return name if found is None else found[1] + found[2]
 
 
 def name_sites(gm: fx.GraphModule, names: SiteNames) -> dict[str, fx.Node]:

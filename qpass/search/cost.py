@@ -25,6 +25,7 @@ from qpass.plan import Decision, Plan
 from qpass.runtime import attach
 from qpass.search.candidates import Prepared
 from qpass.search.groups import Group
+from qpass.slices import slice_of
 
 Costs = Mapping[tuple[str, str], float]  # (group, candidate)
 ONLY_LINEARS = (
@@ -73,6 +74,10 @@ def sizes(prepared: Prepared, groups: Sequence[Group], measure: Callable[[Decisi
 def bytes_table(prepared: Prepared, groups: Sequence[Group]) -> Table:
     """Bytes of all parameters, those that are not chosen for as the caller's recipe has them."""
     own = {id(t): t.nbytes for t in prepared.weights.values()}
+    for name, rows in prepared.weights.items():
+        path, alone = slice_of(name)
+        if alone is not None:
+            own[id(prepared.weights[path])] -= rows.nbytes
     decided = next(iter(prepared.plans.values())).decisions
     chosen = {id(prepared.weights[decided[site].weight]) for group in groups for site in group.sites}
     for d in decided.values():
