@@ -10,7 +10,6 @@ another (install.py); a slice of that is one of these again.
 
 from __future__ import annotations
 
-import itertools
 import operator
 import re
 from collections.abc import Iterable, Mapping
@@ -56,16 +55,17 @@ def with_slices(named: Mapping[str, Tensor], names: Iterable[str | None]) -> dic
 
 
 def overlapping(weights: Mapping[str, str]) -> dict[str, str]:
-    """Site -> why it stays float, where its slice shares rows with one that another site reads. weights: site -> weight."""
-    readers: dict[str, list[tuple[str, Rows | None]]] = {}
+    """Site -> why it stays float, where it shares rows with a site before it. weights: site -> weight, in order."""
+    readers: dict[str, dict[Rows | None, str]] = {}
+    found: dict[str, str] = {}
     for site, weight in weights.items():
         path, rows = slice_of(weight)
-        readers.setdefault(path, []).append((site, rows))
-    found: dict[str, str] = {}
-    for sites in readers.values():
-        for (site, rows), (other, others) in itertools.permutations(sites, 2):
-            if rows != others and _meet(rows, others):
-                found.setdefault(site, OVERLAP.format(other))
+        before = readers.setdefault(path, {})
+        other = next((name for others, name in before.items() if rows != others and _meet(rows, others)), None)
+        if other is None:
+            before.setdefault(rows, site)
+        else:
+            found[site] = OVERLAP.format(other)
     return found
 
 

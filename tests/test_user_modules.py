@@ -57,7 +57,7 @@ CASES = (
     (user.Vectors, vector, 2, 1, NONE_LEFT),
     (user.Vectors, rows(2, 3, 2, user.WIDTH), 2, 1, NONE_LEFT),
     (user.Vectors, turned, 2, 1, NONE_LEFT),
-    (user.CrossAttention, X, 3, 1, ("no operand", COMPUTED, COMPUTED, COMPUTED, "no operand", "no operand")),
+    (user.CrossAttention, X, 6, 1, ("no operand", "no operand", "no operand")),
     (user.Mapped, X, 2, 1, NONE_LEFT),
     (user.transformer, X, 8, 1, ("no operand", "no operand")),
     (user.sequential, X, 2, 1, NONE_LEFT),
