@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -198,26 +199,28 @@ def uninstall(model: nn.Module, floats: Mapping[str, nn.Parameter]) -> None:
 def packed_weights(model: nn.Module) -> dict[str, PackedWeight]:
     """Path of each packed parameter of a model (`module.attribute`), or name of its slice -> its parametrization."""
     found = {}
-    for path, module in model.named_modules():
-        for attribute, forms in getattr(module, "parametrizations", {}).items():
-            name = f"{path}.{attribute}" if path else attribute
-            for form in forms:
-                if isinstance(form, PackedWeight):
-                    found[name] = form
-                elif isinstance(form, PackedSlices):
-                    each = ((slice_name(name, rows), part) for rows, part, _ in form.slices())
-                    found |= {name: part for name, part in each if isinstance(part, PackedWeight)}
+    for name, _, form in _parametrizations(model):
+        if isinstance(form, PackedWeight):
+            found[name] = form
+        elif isinstance(form, PackedSlices):
+            parts = ((slice_name(name, rows), part) for rows, part, _ in form.slices())
+            found |= {part_name: part for part_name, part in parts if isinstance(part, PackedWeight)}
     return found
 
 
 def float_slices(model: nn.Module) -> dict[str, Tensor]:
     """Name of each slice that stayed float, of parameters that are packed in part -> its values."""
     found = {}
-    for path, module in model.named_modules():
-        for attribute, forms in getattr(module, "parametrizations", {}).items():
-            name = f"{path}.{attribute}" if path else attribute
-            for form in (form for form in forms if isinstance(form, PackedSlices)):
-                for rows, part, place in form.slices():
-                    if isinstance(part, nn.Identity):
-                        found[slice_name(name, rows)] = getattr(forms, f"original{place}")
+    for name, held, form in _parametrizations(model):
+        for rows, part, place in form.slices() if isinstance(form, PackedSlices) else ():
+            if isinstance(part, nn.Identity):
+                found[slice_name(name, rows)] = getattr(held, f"original{place}")
     return found
+
+
+def _parametrizations(model: nn.Module) -> Iterator[tuple[str, Any, nn.Module]]:
+    """(path of a parameter, the list that holds its tensors, a parametrization of it) of a whole model."""
+    for path, module in model.named_modules():
+        for attribute, held in getattr(module, "parametrizations", {}).items():
+            for form in held:
+                yield f"{path}.{attribute}" if path else attribute, held, form

@@ -83,9 +83,9 @@ def to_slice(node: fx.Node) -> None:
     parts, index = cast("tuple[Any, int]", node.args)
     if parts.target not in (aten.split_with_sizes.default, aten.split.Tensor, aten.split.sizes, aten.chunk.default):
         return
-    if len(parts.args) > 2 and parts.args[2] != 0:
-        return
-    _become(node, parts.args[0], sum(len(part) for part in parts.meta["val"][:index]))
+    whole, _, axis = full_arity(parts.target, parts.args, parts.kwargs)[0]
+    if axis == 0:
+        _become(node, whole, sum(len(part) for part in parts.meta["val"][:index]))
 
 
 def _become(node: fx.Node, whole: fx.Node, first: int) -> None:

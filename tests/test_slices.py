@@ -157,7 +157,7 @@ def test_a_plan_is_held_to_the_rows_it_was_made_from(tmp_path):
         qpass.compile(model, plan=plan, backend="reference")
 
 
-def test_the_callers_model_stays_as_it_is_and_float_comes_back():
+def test_the_callers_model_stays_as_it_is():
     model, (x, *_) = Cross().eval(), inputs()
     before = {name: t.clone() for name, t in model.state_dict().items()}
     qpass.compile(model, "w8a16", x, backend="reference")
@@ -173,7 +173,7 @@ def test_both_spellings_of_torch_compile():
         assert torch.equal(model(*x), wanted(*x))
 
 
-def test_rows_that_several_read_stay_float_and_it_is_said():
+def test_of_overlapping_rows_the_second_reader_says_why_it_is_float():
     def product(x, w, b):
         return both(F.linear(x, w[:32]), F.linear(x, w[16:]))
 
