@@ -71,7 +71,7 @@ def _usable(scale: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
 def choose_dynamic(x: Tensor, qtype: QType) -> tuple[Tensor, Tensor | None]:
     """Scale and zero point from the values of `x` itself, at run time: `u8/token` gives each row its own."""
     params = choose_qparams(*limits(x, qtype), qtype)
-    return params.scale, params.zero
+    return params.scale * qtype.clip if qtype.clip != 1 else params.scale, params.zero
 
 
 def expand(param: Tensor, qtype: QType, ndim: int) -> Tensor:

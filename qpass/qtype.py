@@ -5,6 +5,7 @@
     u4/g128    uint4, groups of 128 along the last axis   scale (*shape[:-1], shape[-1] / 128)
     u8/token   uint8, one scale per row                   scale (*shape[:-1], 1)
     u8/sample  uint8, one scale per image of a batch      scale (shape[0], 1, ..., 1)
+    u4/token*0.8   the same scale times 0.8: the ends of each row's range are clipped
     e4m3/token 8-bit float, one scale per row
     u{8,4,2}/g128  a weight that can be read at several widths, each with scales of its own (nested.py)
 
@@ -14,6 +15,7 @@ code whenever q is. `u` is unsigned and asymmetric, 0 .. 2^b-1, with a zero poin
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +59,7 @@ class QType:
     group: int | None = None  # group only
     mantissa: int = 0  # float only: 3 for e4m3, 2 for e5m2
     widths: tuple[int, ...] = ()  # nested only: the bits that can be read of a code, `bits` first
+    clip: float = 1.0  # token and sample only: a part of the range that its own values have
 
     def __post_init__(self) -> None:
         """Reject field combinations that have no text."""
@@ -76,7 +79,8 @@ class QType:
     def __str__(self) -> str:
         """The text that parses back to this type."""
         suffix = {"tensor": "t", "channel": f"c{self.axis}", "group": f"g{self.group}"}
-        return f"{self.number}/{suffix.get(self.granularity, self.granularity)}"
+        clip = "" if self.clip == 1 else f"*{self.clip!r}"
+        return f"{self.number}/{suffix.get(self.granularity, self.granularity)}{clip}"
 
     @property
     def number(self) -> str:
@@ -86,6 +90,11 @@ class QType:
         if self.widths:
             return f"u{spelled(self.widths)}"
         return f"{'i' if self.signed else 'u'}{self.bits}"
+
+    @property
+    def bare(self) -> QType:
+        """The type of codes whose scales are known: without the clip that these were chosen with."""
+        return self if self.clip == 1 else dataclasses.replace(self, clip=1.0)
 
     @property
     def symmetric(self) -> bool:
@@ -129,6 +138,8 @@ def _why_not(t: QType) -> str | None:
         return why_no_widths(t.widths) or f"a nested type is unsigned, of {t.widths[0]} bits"
     if t.granularity not in get_args(Granularity):
         return f"granularity is tensor, channel, group, token or sample, not {t.granularity!r}"
+    if t.clip != 1 and (t.granularity not in ("token", "sample") or not 0 < t.clip < float("inf")):
+        return f"a clip above 0 goes with granularity token or sample, not {t.clip} with {t.granularity}"
     if (t.granularity == "channel") != (t.axis is not None) or (t.axis or 0) < 0:
         return f"an axis of 0 or more goes with granularity channel, not {t.axis} with {t.granularity}"
     if (t.granularity == "group") != (t.group is not None) or t.group == 0 or (t.group or 1) < 0:
@@ -149,10 +160,20 @@ def _parse(text: str) -> QType:
     if number not in _NUMBERS:
         expected = f"expected i2..i8, u2..u8, e4m3 or e5m2.{nearest(number, _NUMBERS)}"
         raise QpassError(f"quantized type {text!r}: {number!r} is no number format; {expected}")
+    spelling, clip = _parse_clip(text, spelling)
     mantissa = next((m for name, m, *_ in FLOATS if name == number), 0)
     bits, signed = (8, True) if mantissa else (int(number[1:]), number[0] == "i")
     granularity, axis, group = _parse_granularity(text, spelling)
-    return QType(bits, signed, bool(mantissa), granularity, axis, group, mantissa)
+    return QType(bits, signed, bool(mantissa), granularity, axis, group, mantissa, clip=clip)
+
+
+def _parse_clip(text: str, spelling: str) -> tuple[str, float]:
+    """(the granularity's spelling, the clip behind it)."""
+    spelling, star, clip = spelling.partition("*")
+    try:
+        return spelling, float(clip) if star else 1.0
+    except ValueError:
+        raise QpassError(f"quantized type {text!r}: {clip!r} is no number to clip a range by.") from None
 
 
 def _parse_granularity(text: str, spelling: str) -> tuple[Granularity, int | None, int | None]:
@@ -169,6 +190,12 @@ def _parse_granularity(text: str, spelling: str) -> tuple[Granularity, int | Non
         f"quantized type {text!r}: {spelling!r} is no granularity; expected t (tensor), c0 (channels of "
         f"axis 0), g128 (groups of 128), token or sample.{hint}"
     )
+
+
+def shortest(number: Tensor) -> float:
+    """The decimal with the fewest digits that is this float32 number, for a type's text to say."""
+    exact = number.item()
+    return next(f for f in (float(f"{exact:.{n}g}") for n in range(1, 10)) if torch.tensor(f) == number.cpu())
 
 
 def scale_shape(qtype: QType, shape: Sequence[int]) -> tuple[int, ...]:

@@ -13,7 +13,8 @@ import qpass
 from qpass.backends import cpu
 from qpass.qat import float_model, fused, switch
 from qpass.qat.channels import carried, scaled, undone
-from qpass.qat.fake_quantize import fake_quantize, fake_quantize_dynamic
+from qpass.qat.dynamic import fake_quantize_dynamic
+from qpass.qat.fake_quantize import fake_quantize
 from qpass.qat.sites import quantizers
 from qpass.qat.subgradients.ewgs import EWGS
 from qpass.qat.subgradients.lsq_plus import LSQ_PLUS
@@ -76,7 +77,7 @@ def test_gradients_follow_the_chain(scheme):
 
     inner, weight = (x * v - c * v).requires_grad_(), (layer.weight / v).detach().requires_grad_()
     if of_input.dynamic:
-        q = fake_quantize_dynamic(inner, of_input.type)
+        q = fake_quantize_dynamic(inner, of_input.type, log_clip=of_input.log_clip, rule=LSQ_PLUS)
     else:
         q = fake_quantize(inner, of_input.log_step.exp(), of_input.offset, of_input.type, LSQ_PLUS)
     w = fake_quantize(weight, of_weight.log_step.exp(), None, of_weight.type, LSQ_PLUS, parameter=True)

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpass.errors import QpassError
-from qpass.qtype import QParams, QType, scale_shape
+from qpass.qtype import QParams, QType, scale_shape, shortest
 
 INTEGERS = [f"{sign}{bits}" for sign in "iu" for bits in range(2, 9)]
 NUMBERS = st.sampled_from([*INTEGERS, "e4m3", "e5m2"])
 GRANULARITIES = st.one_of(
-    st.sampled_from(["t", "token"]),
+    st.sampled_from(["t", "token", "token*0.85", "sample*0.123456789", "token*1e-06"]),
     st.integers(0, 5).map("c{}".format),
     st.integers(1, 4096).map("g{}".format),
 )
@@ -65,6 +65,14 @@ def test_float_levels_count_the_finite_values(text):
         ("i1/t", "no number format"),
         ("e4m4/t", "Did you mean 'e4m3'"),
         ("i8/tokn", r"'tokn' is no granularity.*Did you mean 'token'"),
+        ("u4/token*", "'' is no number"),
+        ("u4/token*x", "'x' is no number"),
+        ("u4/token*-1", "clip above 0"),
+        ("u4/token*0", "clip above 0"),
+        ("u4/token*nan", "clip above 0"),
+        ("u4/token*inf", "clip above 0"),
+        ("u4/t*0.5", "goes with granularity token or sample"),
+        ("i4/c0*0.5", "goes with granularity token or sample"),
         ("i8/c", "no granularity"),
         ("i8/c-1", "no granularity"),
         ("i8/c01", "no granularity"),
@@ -171,3 +179,10 @@ def test_to_moves_both_tensors():
     assert moved.scale.is_meta
     assert moved.zero.is_meta
     assert qparams().to("meta").zero is None
+
+
+@given(st.floats(2**-20, 2**20, width=32))
+def test_the_fewest_digits_are_the_same_number(value):
+    number = torch.tensor(value)
+    assert torch.tensor(shortest(number)) == number
+    assert len(repr(shortest(number))) <= len(repr(value))

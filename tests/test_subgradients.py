@@ -7,7 +7,8 @@ from qpass import affine
 from qpass.errors import QpassError
 from qpass.qat import fused
 from qpass.qat.arithmetic import ABOVE, BELOW, PARTS, backward, forward
-from qpass.qat.fake_quantize import fake_quantize, fake_quantize_dynamic
+from qpass.qat.dynamic import fake_quantize_dynamic
+from qpass.qat.fake_quantize import fake_quantize
 from qpass.qat.subgradients import METHODS, lsq, lsq_plus, method_named
 from qpass.qat.subgradients.ewgs import DELTA, EWGS
 from qpass.qat.subgradients.lsq import LSQ

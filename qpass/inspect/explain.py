@@ -84,7 +84,8 @@ def _input(d: Decision, head: str = "input") -> list[str]:
         texts.append(f"scale {float(d.input_scale):.6g}, zero point {int(d.input_zero)}")
     else:
         one = "image" if d.input_type.granularity == "sample" else "row"
-        texts.append(f"scale and zero point of each {one} at run time")
+        clip = "" if d.input_type.clip == 1 else f", {d.input_type.clip:.3g} of the range"
+        texts.append(f"scale and zero point of each {one} at run time{clip}")
     if d.group and d.group != d.site:
         texts.append(f"shared with {d.group}: quantized once for both")
     if d.packed is not None and d.packed.in_mul is not None:

@@ -94,6 +94,8 @@ def _why_not(d: Decision, module: nn.Module, holders: list[str], before: Decisio
         return f"8-bit floats ({d.weight_type}) are not written in this format yet"
     if d.weight_type.granularity not in ("channel", "group"):
         return f"its weight is {d.weight_type}, and expected is a scale for each output or group"
+    if d.input_type is not None and d.input_type.clip != 1:
+        return f"the format has no place for a clip of {d.input_type.clip:.3g} of each row's range; train it with method=ste"
     if d.packed.in_mul is not None and not bool((d.packed.in_mul == 1).all()):
         return FACTORS.format("the factors of its input channels (smooth)")
     if d.input_shift is not None and bool(d.input_shift.any()):

@@ -161,7 +161,7 @@ def _quantize_output(gm: fx.GraphModule, node: fx.Node, decision: Decision, quan
         return 1
     held = _codes(gm, node, decision, quantized, node.next)
     for user in readers:
-        real = (*held, str(decision.input_type), dtype)
+        real = (*held, str(decision.input_type.bare), dtype)
         user.replace_input_with(node, add_call(gm, qpass.dequantize.default, real, user))
     return 1
 
@@ -175,7 +175,7 @@ def _scaled_as(node: fx.Node, factor: Tensor | None) -> bool:
 def _quantize_input(gm: fx.GraphModule, node: fx.Node, decision: Decision, quantized: dict) -> None:
     x = node.args[0]
     held = _codes(gm, x, decision, quantized, node)
-    real = (*held, str(decision.input_type), x.meta["val"].dtype)
+    real = (*held, str(decision.input_type.bare), x.meta["val"].dtype)
     node.update_arg(0, add_call(gm, qpass.dequantize.default, real, node))
 
 
@@ -193,7 +193,8 @@ def _codes(gm: fx.GraphModule, x: fx.Node, decision: Decision, quantized: dict, 
             zero = None if symmetric else add_constant(gm, f"{decision.site}_input_zero", decision.input_zero, node)
         else:
             scale, zero = _choose(gm, shifted, qtype, node)
-        codes = add_call(gm, qpass.quantize.default, (shifted, scale, zero, qtype), node)
+        bare = str(decision.input_type.bare)
+        codes = add_call(gm, qpass.quantize.default, (shifted, scale, zero, bare), node)
         codes.meta["quantizes"] = []  # the names of all decisions that it carries out
         quantized[key] = (codes, scale, zero)
     quantized[key][0].meta["quantizes"].append(decision.site)

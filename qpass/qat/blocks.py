@@ -4,6 +4,8 @@ type       view of [.., K]     a step's shape beside it     axes that are summed
 i8/t       [.., K]             []                           all
 i8/c0      [N, ..]             [N, 1, ..]                   all but axis 0
 u4/g128    [.., K / 128, 128]  [.., K / 128, 1]             the last
+u8/token   [.., K]             [.., 1]                      the last
+u8/sample  [N, ..]             [N, 1, ..]                   all but axis 0
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ def summed(terms: Tensor, qtype: QType) -> Tensor:
     """Sums over the values of each step, of a view's shape -> of the step's."""
     if qtype.group is not None:
         return terms.sum(-1)
+    if qtype.granularity in ("token", "sample"):
+        return terms.sum(list(range(1, terms.dim())) if qtype.granularity == "sample" else -1, keepdim=True)
     if qtype.axis is None:
         return terms.sum()
     others = [axis for axis in range(terms.dim()) if axis != qtype.axis]

@@ -16,10 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpass import affine
-from qpass.affine import math_dtype
 from qpass.qat.arithmetic import backward, forward
-from qpass.qat.channels import Channels, chained, scaled
+from qpass.qat.channels import Channels
 from qpass.qat.fused import LARGE, fused
 from qpass.qat.product import Codes, no_view
 from qpass.qat.subgradients.subgradient import Subgradient
@@ -97,40 +95,3 @@ def kept_anyway(x: Tensor) -> bool:
 def whole(offset: Tensor | None, qtype: QType) -> Tensor | None:
     """The zero point that an offset stands for: the nearest code, in float."""
     return None if offset is None else torch.round(offset).clamp(qtype.qmin, qtype.qmax)
-
-
-class _Dynamic(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, qtype: QType, dtype: torch.dtype, by: Tensor | None, less: Tensor | None
-    ) -> Tensor:
-        ctx.dtype = x.dtype
-        ctx.save_for_backward(by)
-        return no_view(fused(dynamic, x, qtype, dtype, None if by is None else (by, less)))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (by,) = ctx.saved_tensors
-        found = grad.to(ctx.dtype) if by is None else fused(passed_on, grad, ctx.dtype, (by, None))
-        return found, None, None, None, None
-
-
-def passed_on(grad: Tensor, dtype: torch.dtype, channels: Channels) -> Tensor:
-    """dL/dx in dtype, of values with channels."""
-    return chained(grad.to(math_dtype(dtype)), channels).to(dtype)
-
-
-def dynamic(x: Tensor, qtype: QType, dtype: torch.dtype, channels: Channels | None = None) -> Tensor:
-    """`x` as it comes back from codes whose parameters are those of its own rows or samples, in dtype."""
-    x = x if channels is None else scaled(x, channels)
-    scale, zero = affine.choose_dynamic(x, qtype)
-    return forward(x, scale, zero, qtype, dtype, False)[0]
-
-
-def fake_quantize_dynamic(
-    x: Tensor, qtype: QType, dtype: torch.dtype | None = None, channels: Channels | None = None
-) -> Tensor:
-    """`dynamic`, with the straight-through estimator: no value is outside of its own range, and nothing is kept."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        return _Dynamic.apply(x, qtype, dtype or x.dtype, *(channels or (None, None)))
-    return fused(dynamic, x, qtype, dtype or x.dtype, channels)

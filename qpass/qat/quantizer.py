@@ -2,6 +2,8 @@
 
 log_step   float32 parameter, ln s: a step is positive whatever the optimizer does, and a learning rate is relative to it
 offset     float32 parameter or buffer, the zero point before it is rounded; unsigned types alone
+log_clip   float32 parameter, ln of what the range of each row or image is multiplied by (dynamic.py), where a rule learns
+           it: of values of fewer than 8 bits; None elsewhere
 low, high  float32 buffers in the step's stead where the rule learns none: the moving average of an input's range; a
            weight's range is looked at in every call
 factor     float32 buffers [K], what the plan multiplies the channels of an input by (a weight's are divided by it), and
@@ -20,12 +22,14 @@ from torch import Tensor, nn
 from qpass import affine
 from qpass.errors import QpassError
 from qpass.qat.channels import Channels, scaled, undone
-from qpass.qat.fake_quantize import fake_quantize, fake_quantize_dynamic, whole
+from qpass.qat.dynamic import fake_quantize_dynamic
+from qpass.qat.fake_quantize import fake_quantize, whole
 from qpass.qat.memo import Memo
 from qpass.qat.subgradients.subgradient import Subgradient
-from qpass.qtype import QParams, QType
+from qpass.qtype import QParams, QType, shortest
 
 EMA = 0.01  # what a call in training moves an average by (Jacob et al. 2018, 1712.05877, section 3.1)
+WHOLE = 8  # bits from which on a row has codes enough for all of its range, and kernels that look for it themselves
 LOOKED_AT = 100  # calls between two looks at the steps of a GPU, each of which waits for it
 BROKEN = (
     "{}: its step is {}. The training diverged there or before: lower the learning rate of the steps "
@@ -55,11 +59,12 @@ class Quantizer(nn.Module):
         shift: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.site, self.type, self.rule, self.is_weight = site, qtype, rule, is_weight
+        clips = params is None and rule.learns and qtype.bits < WHOLE
+        self.site, self.type, self.rule, self.is_weight = site, qtype.bare if clips else qtype, rule, is_weight
         self.on, self.readers, self.calls = True, 1, 0
         self.coded = not is_weight  # whether what reads it keeps codes (product.py)
         self._memo = Memo()
-        text = torch.tensor(list(str(qtype).encode()), dtype=torch.uint8)
+        text = torch.tensor(list(str(self.type).encode()), dtype=torch.uint8)
         self.register_buffer("kind", text)
         for name, values in (
             ("factor", factor),
@@ -67,6 +72,7 @@ class Quantizer(nn.Module):
         ):  # each its own memory: safetensors takes no shared one
             self.register_buffer(name, None if values is None else values.to(torch.float32, copy=True))
         self.dynamic = params is None
+        self.log_clip = nn.Parameter(torch.tensor(qtype.clip).log(), requires_grad=learns) if clips else None
         if params is None:
             return
         if rule.learns:
@@ -140,12 +146,14 @@ class Quantizer(nn.Module):
         return y
 
     def _quantized(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        coded = self.coded and not torch.compiler.is_compiling()
         if self.dynamic:
-            return fake_quantize_dynamic(x, self.type, dtype, self.channels())
+            if self.training and self.log_clip is not None:
+                self._check(self.log_clip.exp())
+            return fake_quantize_dynamic(x, self.type, dtype, self.channels(), self.log_clip, self.rule, coded)
         if not self.rule.learns and not self.is_weight and self.training and x.numel():
             self._follow(self.seen(x.detach()))
         channels = self.channels()
-        coded = self.coded and not torch.compiler.is_compiling()
         if not self.rule.learns:
             now = self.params(x if self.is_weight else None)
             zero = None if now.zero is None else now.zero.float()
@@ -176,6 +184,11 @@ class Quantizer(nn.Module):
             bad = found[~((found > 0) & (found < torch.inf))].flatten()[0]
             raise QpassError(BROKEN.format(self.site, float(bad)))
 
+    @property
+    def clip(self) -> float | None:
+        """What the range of each row or image is multiplied by; None where no rule learns it."""
+        return None if self.log_clip is None else shortest(self.log_clip.detach().exp())
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         theirs = state_dict.get(f"{prefix}kind")
         if theirs is not None and not torch.equal(theirs.cpu(), self.kind.cpu()):
@@ -185,6 +198,8 @@ class Quantizer(nn.Module):
             raise QpassError(
                 OTHER_CHANNELS.format(self.site, "no" if held else "the", "has them" if held else "has none")
             )
+        if theirs is not None and self.log_clip is not None:  # trained before clips were
+            state_dict.setdefault(f"{prefix}log_clip", torch.zeros_like(self.log_clip))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -199,7 +214,8 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """The type and how its step moves."""
-        return f"{self.type}, {'per call' if self.dynamic else self.rule.name}"
+        clip = "" if self.clip is None else f", {self.clip:.3g} of its range by {self.rule.name}"
+        return f"{self.type}, {f'per call{clip}' if self.dynamic else self.rule.name}"
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

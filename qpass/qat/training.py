@@ -150,7 +150,8 @@ def near_codes(weight: Tensor, codes: Tensor, params: QParams) -> Tensor:
 def _of_input(d: Decision, method: Method, learns: bool) -> Quantizer:
     rule, factors = method.inputs, dict(factor=d.packed.in_mul, shift=d.input_shift)
     if d.input_scale is None:
-        return Quantizer(f"{d.site}.input", d.input_type, rule, None, False, **factors)
+        rule = method.negative_inputs
+        return Quantizer(f"{d.site}.input", d.input_type, rule, None, False, learns, **factors)
     if d.input_zero is not None and int(d.input_zero) > d.input_type.qmin:
         rule = method.negative_inputs
     params = QParams(d.input_scale, d.input_zero, d.input_type)
@@ -202,6 +203,8 @@ def _with_input(d: Decision, quantizer: Quantizer | None) -> Decision:
     if not quantizer.dynamic:
         params = quantizer.params().check(quantizer.site).to("cpu")
         d = dataclasses.replace(d, input_scale=params.scale, input_zero=params.zero)
+    elif quantizer.clip is not None:
+        d = dataclasses.replace(d, input_type=dataclasses.replace(d.input_type, clip=quantizer.clip))
     if quantizer.shift is None:
         return d
     shift, packed = quantizer.shift.to("cpu", torch.float32, copy=True), d.packed
