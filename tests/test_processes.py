@@ -1,9 +1,13 @@
 """torchrun -m qpass compile: several processes give the plan of one, and what is wrong on one is said by all."""
 
+import contextlib
 import datetime
+import json
 import os
+import socket
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -80,6 +84,71 @@ def killed():
 """
 
 
+# of a process among several: each line of the command, with a port of its own for them to meet at; what it printed
+DRIVER = """
+import contextlib, io, json, os, sys
+from qpass.cli import main
+
+told = []
+for port, line in json.loads(sys.argv[1]):
+    os.environ["MASTER_PORT"] = str(port)
+    out, err, status = io.StringIO(), io.StringIO(), None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main(line) or 0
+        except SystemExit as end:
+            status = end.code
+    told.append((status, out.getvalue(), err.getvalue()))
+print(json.dumps(told))
+"""
+
+
+class Told(NamedTuple):
+    """What one process gave back for one line of the command."""
+
+    status: int | str | None
+    out: str
+    err: str
+
+
+def free_ports(count):
+    """Ports that nobody listens at."""
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in held:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in held]
+
+
+@pytest.fixture
+def together(tmp_path):
+    """Runs lines of the command in `count` processes that know of each other, one after another; a Told of each."""
+    (tmp_path / "nets.py").write_text(NETS)
+
+    def call(count, lines):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(tmp_path)])
+        several = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"} if count > 1 else {}
+        asked = json.dumps(
+            [(p, [*line, "--backend", "reference"]) for p, line in zip(free_ports(len(lines)), lines, strict=True)]
+        )
+        each = [
+            subprocess.Popen(
+                [sys.executable, "-c", DRIVER, asked],
+                cwd=folder,
+                env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | several | rank,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in ([{"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(count)] if count > 1 else [{}])
+        ]
+        told = [json.loads(process.communicate(timeout=300)[0]) for process in each]
+        return [[Told(*one) for one in both] for both in zip(*told, strict=True)]
+
+    return call
+
+
 @pytest.fixture
 def run(tmp_path):
     """Runs `python -m qpass`, in `count` processes of one thread each; returns its status and what it printed."""
@@ -96,33 +165,23 @@ def run(tmp_path):
     return call
 
 
-@pytest.mark.parametrize(
-    ("target", "scheme"),
-    [("net", "w4a16-g32"), ("wide", "w3a16-g32"), ("wide", "w4a8-g32"), ("net", "w8a8"), ("images", "w8a8")],
-)
-def test_two_processes_give_the_plan_of_one(run, tmp_path, target, scheme):
+PLANS = (("net", "w4a16-g32"), ("wide", "w3a16-g32"), ("wide", "w4a8-g32"), ("net", "w8a8"), ("images", "w8a8"))
+
+
+def test_two_processes_give_the_plan_of_one(together, tmp_path):
     """To the last bit: batches are few, so the order of their sums is exact in float64."""
-    lines = {}
-    for count in (1, 2):
-        status, lines[count], err = run(
-            count,
-            "compile",
-            f"nets:{target}",
-            "--scheme",
-            scheme,
-            "-o",
-            f"{count}.qpass",
-            "--save-plan",
-            f"{count}.plan",
-        )
-        assert status == 0, err
-        assert lines[count].count("wrote ") == 2
-    assert lines[1].replace("1.qpass", "").replace("1.plan", "") == lines[2].replace("2.qpass", "").replace(
-        "2.plan", ""
-    )
-    one, two = (qpass.Plan.load(tmp_path / f"{count}.plan") for count in (1, 2))
-    assert one.quantized
-    same(one, two)
+    names = [f"{target}-{scheme}" for target, scheme in PLANS]
+    line = lambda target, scheme: ("compile", f"nets:{target}", "--scheme", scheme, "-o", "q.qpass", "--save-plan")
+    lines = [(*line(*case), f"{name}.plan") for case, name in zip(PLANS, names, strict=True)]
+    alone, ours = together(1, lines), together(2, lines)
+    for name, (one,), (first, second) in zip(names, alone, ours, strict=True):
+        assert first.status == second.status == 0, (name, first.err, second.err)
+        assert first.out.count("wrote ") == 2
+        assert first.out == one.out
+        assert not second.out
+        plans = [qpass.Plan.load(tmp_path / str(count) / f"{name}.plan") for count in (1, 2)]
+        assert plans[0].quantized
+        same(*plans)
 
 
 def test_two_processes_go_on_from_what_one_has_finished(run, tmp_path):
@@ -140,25 +199,37 @@ def test_two_processes_go_on_from_what_one_has_finished(run, tmp_path):
     same(qpass.Plan.load(tmp_path / "1.plan"), qpass.Plan.load(tmp_path / "2.plan"))
 
 
-@pytest.mark.parametrize(
-    ("target", "scheme", "words"),
-    [
-        ("few", "w8a8", "process 1 of 2 has no calibration batch, of 1 in all; give each process one at least"),
-        ("few", "w4a16-g32", "process 1 of 2 has no calibration batch, of 1 in all; give each process one at least"),
-        ("unseeded", "w8a8", "process 1 of 2 has other weights than process 0: all are to calibrate one model"),
-        ("branches", "w8a8", "comes to other sites than process 0: first to two:linear.0 where that comes to one"),
-        ("branches", "w4a16-g32", "comes to other sites than process 0: first to two:linear.0 where that comes to one"),
-        ("broken", "w8a8", "process 1 of 2: calibration batch 1 is a str; expected a tensor"),
-        ("broken", "w4a16-g32", "process 1 of 2: calibration batch 1 is a str; expected a tensor"),
-    ],
+NONE = "process 1 of 2 has no calibration batch, of 1 in all; give each process one at least"
+OTHER = "comes to other sites than process 0: first to two:linear.0 where that comes to one"
+TEXT = "process 1 of 2: calibration batch 1 is a str; expected a tensor"
+WRONG = (
+    *(("few", scheme, NONE) for scheme in ("w8a8", "w4a16-g32")),
+    ("unseeded", "w8a8", "process 1 of 2 has other weights than process 0: all are to calibrate one model"),
+    *(("branches", scheme, OTHER) for scheme in ("w8a8", "w4a16-g32")),
+    *(("broken", scheme, TEXT) for scheme in ("w8a8", "w4a16-g32")),
 )
-def test_what_is_wrong_on_one_is_said_by_all(run, tmp_path, target, scheme, words):
-    status, out, err = run(2, "compile", f"nets:{target}", "--scheme", scheme, "-o", "net.qpass")
+
+
+def test_what_is_wrong_on_one_is_said_by_all(together, tmp_path):
+    lines = [("compile", f"nets:{target}", "--scheme", scheme, "-o", "q.qpass") for target, scheme, _ in WRONG]
+    for case, both in zip(WRONG, together(2, lines), strict=True):
+        for told in both:
+            assert told.status not in (0, None), case
+            assert not told.out, case
+            said = [line for line in told.err.splitlines() if line.startswith("qpass: ")]
+            assert said, (case, told.err)
+            assert all(case[2] in line for line in said), (case, told.err)
+            assert "Traceback" not in told.err, case
+    assert not (tmp_path / "2" / "q.qpass").exists()
+
+
+def test_what_is_wrong_ends_torchrun(run, tmp_path):
+    status, out, err = run(2, "compile", "nets:broken", "--scheme", "w8a8", "-o", "net.qpass")
     assert status != 0
     assert not out
     said = [line for line in err.splitlines() if line.startswith("qpass: ")]  # torchrun ends the second to come
     assert said, err
-    assert all(words in line for line in said), err
+    assert all(TEXT in line for line in said), err
     assert "qpass/processes.py" not in err  # torchrun's own traceback is the only one
     assert not (tmp_path / "net.qpass").exists()
 
