@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from qpass.errors import QpassError
-from qpass.qtype import QParams, QType, scale_shape
+from qpass.qparams import QParams
+from qpass.qtype import QType, scale_shape
 
 MIN_SCALE = torch.finfo(torch.float32).tiny
 

@@ -18,7 +18,8 @@ from qpass.decide_site import BY_RECIPE, describe, why_float, why_type, why_weig
 from qpass.observations import Observations, Observed
 from qpass.passes.collect_ranges import patches_of
 from qpass.plan import Decision
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 from qpass.range_choice import choose_range
 from qpass.ranges import Range
 from qpass.schemes import Recipe, Scheme

@@ -15,7 +15,8 @@ from torch import Tensor
 from qpass import histogram
 from qpass.affine import choose_qparams, fake_quantize, quantize
 from qpass.errors import QpassError, nearest
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 from qpass.ranges import Range
 
 Limits = tuple[float, float]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qpass import affine, nested
 from qpass.plan import Decision
-from qpass.qtype import QParams
+from qpass.qparams import QParams
 from qpass.solvers.split import layout
 
 

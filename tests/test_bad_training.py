@@ -7,7 +7,8 @@ from torch import nn
 import qpass
 from qpass.errors import QpassError
 from qpass.qat.training import near_codes
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 
 
 def net():

@@ -9,7 +9,8 @@ from torch import nn
 import qpass
 from qpass import affine
 from qpass.observations import Observed
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 from qpass.ranges import Range
 from qpass.solvers import descent
 from qpass.solvers.gptq import damped, gptq

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from qpass import affine
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 from qpass.solvers.gain import with_gain
 from qpass.solvers.rtn import round_to_nearest
 from qpass.solvers.steps import best_qparams

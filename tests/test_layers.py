@@ -31,8 +31,8 @@ LAYERS = (
      "sites", "slices", "source_lines", "trained"),
     ("conv_ops", "nested", "nested_ops", "observations", "ops", "packing", "padding", "patches", "plan",
      "schemes", "shards", "shared", "site_info", "storage"),
-    ("affine", "arity", "geometry", "histogram", "nested_words", "qtype", "range_choice", "ranges", "scheme_words", "seen",
-     "sizes"),
+    ("affine", "arity", "geometry", "histogram", "nested_words", "qparams", "qtype", "range_choice", "ranges", "scheme_words",
+     "seen", "sizes"),
     ("errors", "files", "interrupts", "memory", "processes"),
 )
 # fmt: on

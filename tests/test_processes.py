@@ -1,13 +1,6 @@
 """torchrun -m qpass compile: several processes give the plan of one, and what is wrong on one is said by all."""
 
-import contextlib
 import datetime
-import json
-import os
-import socket
-import subprocess
-import sys
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,162 +11,27 @@ import qpass
 from qpass import processes
 from qpass.errors import QpassError
 from qpass.solvers import rows
+from tests.launched import run, together
 from tests.models import FeedForward
-from tests.test_layers import ROOT
 from tests.test_resume import same
 from tests.test_sequential import stack
 
-NETS = """
-import os
-import torch
-from torch import nn
-from tests.models import batches
-from tests.test_sequential import data, stack
-
-RANK = int(os.environ.get("RANK", 0))
-
-def net():
-    return stack(), data(1)[0], (batch for batch in data(5))
-
-def wide():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 1400), nn.GELU(), nn.Linear(1400, 64)).eval()
-    return model, data(1)[0], data(4)
-
-def images():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 16)).eval()
-    generator = torch.Generator().manual_seed(1)
-    seen = [torch.randn(4, 3, 8, 8, generator=generator) for _ in range(4)]
-    return model, seen[0], seen
-
-def few():
-    return stack(), data(1)[0], data(1)
-
-def unseeded():
-    torch.manual_seed(RANK)
-    model = nn.Sequential(nn.Linear(64, 64)).eval()
-    return model, data(1)[0], data(4)
-
-class Branch(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.one, self.two = nn.Linear(64, 64), nn.Linear(64, 64)
-
-    def forward(self, x):
-        return self.one(x) if x.shape[1] == 20 else self.two(x)
-
-def branches():
-    torch.manual_seed(0)
-    return Branch().eval(), None, data(4, (20, 7))
-
-def broken():
-    def seen():
-        yield from data(3)
-        yield "text" if RANK else data(1)[0]
-        yield from data(2)
-    return stack(), data(1)[0], seen()
-
-def killed():
-    def seen():
-        yield from data(3)
-        if RANK:
-            os._exit(7)
-        yield from data(3)
-    return stack(), data(1)[0], seen()
-"""
-
-
-# of a process among several: each line of the command, with a port of its own for them to meet at; what it printed
-DRIVER = """
-import contextlib, io, json, os, sys
-from qpass.cli import main
-
-told = []
-for port, line in json.loads(sys.argv[1]):
-    os.environ["MASTER_PORT"] = str(port)
-    out, err, status = io.StringIO(), io.StringIO(), None
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main(line) or 0
-        except SystemExit as end:
-            status = end.code
-    told.append((status, out.getvalue(), err.getvalue()))
-print(json.dumps(told))
-"""
-
-
-class Told(NamedTuple):
-    """What one process gave back for one line of the command."""
-
-    status: int | str | None
-    out: str
-    err: str
-
-
-def free_ports(count):
-    """Ports that nobody listens at."""
-    with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in held:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in held]
-
-
-@pytest.fixture
-def together(tmp_path):
-    """Runs lines of the command in `count` processes that know of each other, one after another; a Told of each."""
-    (tmp_path / "nets.py").write_text(NETS)
-
-    def call(count, lines):
-        folder = tmp_path / str(count)
-        folder.mkdir()
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(tmp_path)])
-        several = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"} if count > 1 else {}
-        asked = json.dumps(
-            [(p, [*line, "--backend", "reference"]) for p, line in zip(free_ports(len(lines)), lines, strict=True)]
-        )
-        each = [
-            subprocess.Popen(
-                [sys.executable, "-c", DRIVER, asked],
-                cwd=folder,
-                env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | several | rank,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank in ([{"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(count)] if count > 1 else [{}])
-        ]
-        told = [json.loads(process.communicate(timeout=300)[0]) for process in each]
-        return [[Told(*one) for one in both] for both in zip(*told, strict=True)]
-
-    return call
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Runs `python -m qpass`, in `count` processes of one thread each; returns its status and what it printed."""
-    (tmp_path / "nets.py").write_text(NETS)
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(tmp_path)])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-
-    def call(count, *line):
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
-        command = [sys.executable, *launch, "-m", "qpass", *line, "--backend", "reference"]
-        found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        return found.returncode, found.stdout, found.stderr
-
-    return call
-
-
+NET = "tests.launched_nets:net"
 PLANS = (("net", "w4a16-g32"), ("wide", "w3a16-g32"), ("wide", "w4a8-g32"), ("net", "w8a8"), ("images", "w8a8"))
 
 
-def test_two_processes_give_the_plan_of_one(together, tmp_path):
+def folder(path, count):
+    made = path / str(count)
+    made.mkdir()
+    return made
+
+
+def test_two_processes_give_the_plan_of_one(tmp_path):
     """To the last bit: batches are few, so the order of their sums is exact in float64."""
     names = [f"{target}-{scheme}" for target, scheme in PLANS]
-    line = lambda target, scheme: ("compile", f"nets:{target}", "--scheme", scheme, "-o", "q.qpass", "--save-plan")
-    lines = [(*line(*case), f"{name}.plan") for case, name in zip(PLANS, names, strict=True)]
-    alone, ours = together(1, lines), together(2, lines)
+    line = "compile tests.launched_nets:{} --scheme {} -o q.qpass --save-plan {}.plan"
+    lines = [line.format(*case, name).split() for case, name in zip(PLANS, names, strict=True)]
+    alone, ours = (together(folder(tmp_path, count), count, lines) for count in (1, 2))
     for name, (one,), (first, second) in zip(names, alone, ours, strict=True):
         assert first.status == second.status == 0, (name, first.err, second.err)
         assert first.out.count("wrote ") == 2
@@ -184,15 +42,15 @@ def test_two_processes_give_the_plan_of_one(together, tmp_path):
         same(*plans)
 
 
-def test_two_processes_go_on_from_what_one_has_finished(run, tmp_path):
-    line = ("compile", "nets:net", "--scheme", "w3a16-g32", "--checkpoint", "steps", "-o", "net.qpass", "--save-plan")
-    assert run(1, *line, "1.plan")[0] == 0
+def test_two_processes_go_on_from_what_one_has_finished(tmp_path):
+    line = ["compile", NET, "--scheme", "w3a16-g32", "--checkpoint", "steps", "-o", "net.qpass", "--save-plan"]
+    assert run(tmp_path, 1, *line, "1.plan")[0] == 0
     files = sorted((tmp_path / "steps").iterdir())
     assert len(files) == 6
     for file in files[2:]:
         file.unlink()
     kept = [file.stat().st_mtime_ns for file in files[:2]]
-    status, _, err = run(2, *line, "2.plan")
+    status, _, err = run(tmp_path, 2, *line, "2.plan")
     assert status == 0, err
     assert sorted((tmp_path / "steps").iterdir()) == files
     assert [file.stat().st_mtime_ns for file in files[:2]] == kept
@@ -210,9 +68,11 @@ WRONG = (
 )
 
 
-def test_what_is_wrong_on_one_is_said_by_all(together, tmp_path):
-    lines = [("compile", f"nets:{target}", "--scheme", scheme, "-o", "q.qpass") for target, scheme, _ in WRONG]
-    for case, both in zip(WRONG, together(2, lines), strict=True):
+def test_what_is_wrong_on_one_is_said_by_all(tmp_path):
+    lines = [
+        ("compile", f"tests.launched_nets:{target}", "--scheme", scheme, "-o", "q.qpass") for target, scheme, _ in WRONG
+    ]
+    for case, both in zip(WRONG, together(tmp_path, 2, lines), strict=True):
         for told in both:
             assert told.status not in (0, None), case
             assert not told.out, case
@@ -220,11 +80,11 @@ def test_what_is_wrong_on_one_is_said_by_all(together, tmp_path):
             assert said, (case, told.err)
             assert all(case[2] in line for line in said), (case, told.err)
             assert "Traceback" not in told.err, case
-    assert not (tmp_path / "2" / "q.qpass").exists()
+    assert not (tmp_path / "q.qpass").exists()
 
 
-def test_what_is_wrong_ends_torchrun(run, tmp_path):
-    status, out, err = run(2, "compile", "nets:broken", "--scheme", "w8a8", "-o", "net.qpass")
+def test_what_is_wrong_ends_torchrun(tmp_path):
+    status, out, err = run(tmp_path, 2, "compile", "tests.launched_nets:broken", "--scheme", "w8a8", "-o", "net.qpass")
     assert status != 0
     assert not out
     said = [line for line in err.splitlines() if line.startswith("qpass: ")]  # torchrun ends the second to come
@@ -234,8 +94,10 @@ def test_what_is_wrong_ends_torchrun(run, tmp_path):
     assert not (tmp_path / "net.qpass").exists()
 
 
-def test_nobody_waits_for_a_process_that_was_killed(run, tmp_path):
-    status, out, err = run(2, "compile", "nets:killed", "--scheme", "w4a16-g32", "-o", "net.qpass")
+def test_nobody_waits_for_a_process_that_was_killed(tmp_path):
+    status, out, err = run(
+        tmp_path, 2, "compile", "tests.launched_nets:killed", "--scheme", "w4a16-g32", "-o", "net.qpass"
+    )
     assert status != 0
     assert not out
     assert all(

@@ -12,7 +12,8 @@ from qpass.qat import fused
 from qpass.qat.dynamic import fake_quantize_dynamic
 from qpass.qat.subgradients.lsq import LSQ
 from qpass.qat.subgradients.pact import PACT
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 
 CLIP = 0.6
 X = torch.randn(32, 7, 48, generator=torch.Generator().manual_seed(0))

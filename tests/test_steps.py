@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from qpass import affine
-from qpass.qtype import QParams, QType, scale_shape
+from qpass.qparams import QParams
+from qpass.qtype import QType, scale_shape
 from qpass.solvers.gptq import damped, gptq
 from qpass.solvers.rtn import round_to_nearest
 from qpass.solvers.steps import best_qparams, squared_error

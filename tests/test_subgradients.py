@@ -15,7 +15,8 @@ from qpass.qat.subgradients.lsq import LSQ
 from qpass.qat.subgradients.lsq_plus import LSQ_PLUS
 from qpass.qat.subgradients.pact import PACT
 from qpass.qat.subgradients.straight_through import STRAIGHT_THROUGH
-from qpass.qtype import QParams, QType, scale_shape
+from qpass.qparams import QParams
+from qpass.qtype import QType, scale_shape
 
 TYPES = ("u4/t", "i4/t", "i8/c0", "i3/c1", "u2/g8", "u4/g16", "i4/g8")
 RULES = (STRAIGHT_THROUGH, LSQ, LSQ_PLUS, PACT, EWGS)

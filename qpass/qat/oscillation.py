@@ -22,7 +22,7 @@ from qpass import affine
 from qpass.errors import QpassError
 from qpass.qat.quantizer import Quantizer
 from qpass.qat.sites import trained_modules, weight_of
-from qpass.qtype import QParams
+from qpass.qparams import QParams
 
 MOMENTUM = 0.01
 OFTEN = 0.005  # the frequency above which a weight counts as oscillating, as in the paper's table 1

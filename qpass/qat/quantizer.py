@@ -26,7 +26,8 @@ from qpass.qat.dynamic import fake_quantize_dynamic
 from qpass.qat.fake_quantize import fake_quantize, whole
 from qpass.qat.memo import Memo
 from qpass.qat.subgradients.subgradient import Subgradient
-from qpass.qtype import QParams, QType, shortest
+from qpass.qparams import QParams
+from qpass.qtype import QType, shortest
 
 EMA = 0.01  # what a call in training moves an average by (Jacob et al. 2018, 1712.05877, section 3.1)
 WHOLE = 8  # bits from which on a row has codes enough for all of its range, and kernels that look for it themselves

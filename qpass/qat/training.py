@@ -30,7 +30,7 @@ from qpass.qat.fast_path import allow_fast_path, leave_fast_path
 from qpass.qat.quantizer import Quantizer
 from qpass.qat.sites import Trained, holder_of, make_all_float, make_trained, own_name, weight_of
 from qpass.qat.subgradients import Method
-from qpass.qtype import QParams
+from qpass.qparams import QParams
 from qpass.storage import fingerprint
 from qpass.trained import RECORD, Training, training_of
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from qpass.affine import choose_qparams
 from qpass.errors import QpassError, nearest
 from qpass.plan import Decision, Plan, matches
-from qpass.qtype import QParams
+from qpass.qparams import QParams
 from qpass.range_choice import choose_range
 from qpass.runtime import Runtime
 from qpass.seen import clipped_of, grid, seen_of

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from qpass import affine
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 from qpass.solvers.gptq import damped
 from qpass.solvers.steps import best_qparams
 

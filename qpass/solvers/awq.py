@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from qpass import affine
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 from qpass.solvers.smooth import SMALLEST
 from qpass.solvers.steps import FEW, PARTS, best_qparams
 

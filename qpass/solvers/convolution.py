@@ -24,7 +24,8 @@ from qpass.geometry import Geometry
 from qpass.observations import Observed
 from qpass.packing import Packed, pack, spread
 from qpass.patches import as_matrix
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 from qpass.schemes import Scheme
 from qpass.solvers.descent import best_codes
 from qpass.solvers.input_error import InputError, input_error

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from qpass.affine import MIN_SCALE
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 from qpass.solvers.gptq import BLOCK, damped, gptq
 from qpass.solvers.steps import FEW
 

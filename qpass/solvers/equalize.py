@@ -26,7 +26,7 @@ from qpass.geometry import Geometry
 from qpass.observations import Observations, Observed
 from qpass.packing import spread
 from qpass.passes.collect_ranges import channels_of
-from qpass.qtype import QParams
+from qpass.qparams import QParams
 from qpass.ranges import Channels, Range
 from qpass.schemes import Scheme
 from qpass.site_info import SiteInfo, Source

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qpass import affine
-from qpass.qtype import QParams
+from qpass.qparams import QParams
 
 LARGEST = 2.0  # what a step is multiplied by at most, and divided by
 AT_ONCE = 256  # outputs that are looked at together, in float64

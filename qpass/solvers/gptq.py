@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qpass.qtype import QParams
+from qpass.qparams import QParams
 
 DAMPING = 0.05  # of the mean variance, added to every variance
 GROWTH, TRIES = 10.0, 4  # what the dampening is multiplied by where it is too little, and how often it is tried

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from qpass import affine
 from qpass.affine import MIN_SCALE
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 from qpass.solvers.steps import FEW, least_of
 
 NORM = 0.7

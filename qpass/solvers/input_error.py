@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qpass import affine
 from qpass.observations import Observed
-from qpass.qtype import QParams
+from qpass.qparams import QParams
 from qpass.solvers.smooth import WHOLE
 
 

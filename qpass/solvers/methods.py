@@ -15,7 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 from qpass.scheme_words import NARROW
 from qpass.solvers.adaround import adaround
 from qpass.solvers.awq import awq

@@ -17,7 +17,8 @@ from qpass import affine
 from qpass.nested import joined, real_weight, type_at
 from qpass.nested_words import HALF
 from qpass.packing import Packed, pack
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 from qpass.solvers import linear_descent
 from qpass.solvers.rows import in_chunks
 from qpass.solvers.steps import best_qparams

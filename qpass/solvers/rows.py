@@ -13,7 +13,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from qpass.qtype import QParams
+from qpass.qparams import QParams
 
 ROWS = 1024
 Rounded = tuple[Tensor, QParams]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from qpass import affine
 from qpass.packing import Packed, pack
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 from qpass.solvers.gain import with_gain
 from qpass.solvers.steps import best_qparams
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from qpass import affine
 from qpass.observations import Observed
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 from qpass.schemes import Scheme
 from qpass.solvers.channel_sizes import usual
 from qpass.solvers.steps import least_error

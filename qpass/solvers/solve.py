@@ -26,7 +26,8 @@ from torch import Tensor
 from qpass import affine
 from qpass.observations import Observed
 from qpass.packing import Packed, pack
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 from qpass.range_choice import choose_range
 from qpass.schemes import Scheme
 from qpass.solvers.awq import NOT_FREE, choose_awq

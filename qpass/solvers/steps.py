@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from qpass import affine
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 
 PARTS = torch.linspace(1.0, 0.5, 26)  # of the limits: candidates for what is kept, the widest first
 FEW = 6  # bits up to which clipping pays

@@ -16,7 +16,8 @@ from torch import Tensor
 from qpass import affine
 from qpass.qat.blocks import blocked, mean
 from qpass.qat.subgradients.subgradient import Elements, Subgradient, clipped
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 
 
 def to_step(e: Elements) -> Tensor:

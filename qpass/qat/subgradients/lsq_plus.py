@@ -17,7 +17,8 @@ from qpass import affine
 from qpass.qat.blocks import blocked, mean, spread
 from qpass.qat.subgradients.lsq import to_step
 from qpass.qat.subgradients.subgradient import Elements, Subgradient, clipped
-from qpass.qtype import QParams, QType
+from qpass.qparams import QParams
+from qpass.qtype import QType
 
 SIGMAS = 3
 
