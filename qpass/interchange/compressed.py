@@ -38,6 +38,10 @@ from qpass.shards import config_texts, write_model
 from qpass.slices import slice_of
 
 FACTORS = "the format has no place for {}; compile with the options smooth=none,bias=none"
+CLIPPED = (
+    "the format has no place for a clip of {} of each row's range; train with method=ste, or let no `log_clip` learn "
+    "(requires_grad_(False))"
+)
 WORD = 32
 
 
@@ -95,7 +99,7 @@ def _why_not(d: Decision, module: nn.Module, holders: list[str], before: Decisio
     if d.weight_type.granularity not in ("channel", "group"):
         return f"its weight is {d.weight_type}, and expected is a scale for each output or group"
     if d.input_type is not None and d.input_type.clip != 1:
-        return f"the format has no place for a clip of {d.input_type.clip:.3g} of each row's range; train it with method=ste"
+        return CLIPPED.format(f"{d.input_type.clip:.3g}")
     if d.packed.in_mul is not None and not bool((d.packed.in_mul == 1).all()):
         return FACTORS.format("the factors of its input channels (smooth)")
     if d.input_shift is not None and bool(d.input_shift.any()):

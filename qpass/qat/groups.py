@@ -1,4 +1,4 @@
-"""Parameter groups for an optimizer: steps and offsets have a learning rate and a weight decay of their own."""
+"""Parameter groups for an optimizer: steps, clips and offsets have a learning rate and a weight decay of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def param_groups(
     step_lr: float | None = None,
     step_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Groups for an optimizer: matrices (decayed), vectors (not decayed), steps and offsets.
+    """Groups for an optimizer: matrices (decayed), vectors (not decayed), steps, clips and offsets.
 
     lr: of weights. step_lr: of steps, which are trained as logarithms, so that it is relative to them (lr unless given).
     step_decay: weight decay of steps, which pulls them to 1; PACT's regularization.

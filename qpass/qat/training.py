@@ -1,7 +1,7 @@
 """A model in training: made of a float model and its plan, and made into a float model and a plan again.
 
     plan: site -> types, first steps, codes   ->   modules that are fake-quantized, with these for a start
-    trained weights, steps and offsets        ->   plan: the same sites and types, codes and steps as trained
+    trained weights, steps, clips, offsets    ->   plan: the same sites and types, codes and steps as trained
 
 The second way nothing is chosen anew: a weight's codes are its fake-quantized values over its step, an input's step and zero
 point are those the training ended with.
