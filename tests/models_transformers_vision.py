@@ -5,7 +5,7 @@ import transformers as tf
 
 from tests.models_vision import alive, smooth
 
-SIZES = dict(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1])
+SIZES = dict(hidden_sizes=[8, 16], depths=[1, 2])
 VIT = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
 
 
@@ -18,7 +18,7 @@ def segformer(model, **options):
 
 
 def detr():
-    backbone = tf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24], depths=[1, 1, 1], out_features=["stage3"])
+    backbone = tf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], out_features=["stage2"])
     config = tf.DetrConfig(
         use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, d_model=32,
         encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
@@ -46,9 +46,9 @@ EFFICIENT = dict(
 
 MODELS = {
     "resnet": (classifier("ResNet", embedding_size=8, **SIZES), 32),
-    "convnext": (classifier("ConvNext", **SIZES), 32),
+    "convnext": (classifier("ConvNext", num_stages=2, **SIZES), 32),
     "mobilenet-v1": (lambda: mobilenet("MobileNetV1", (*range(8), 10, 11, 12, 13, 22, 23, 24, 25)), 32),
-    "mobilenet-v2": (lambda: mobilenet("MobileNetV2", (0, 1, 2, 5, 6, 9, 12, 15)), 32),
+    "mobilenet-v2": (lambda: mobilenet("MobileNetV2", (0, 1, 5, 9, 12, 15)), 32),
     "regnet": (classifier("RegNet", embedding_size=8, groups_width=8, **SIZES), 32),
     "efficientnet": (classifier("EfficientNet", image_size=32, **EFFICIENT), 32),
     "segformer": (lambda: segformer("SegformerForImageClassification"), 32),
