@@ -137,9 +137,10 @@ def test_checkpointing_changes_no_gradient(reentrant, method):
     assert all(torch.equal(a, b) for a, b in zip(t.buffers(), twin.buffers(), strict=True))
 
 
-def test_torch_compile_gives_the_same_loss_and_gradients():
+@pytest.mark.parametrize("scheme", ["w4a4", "w4a4-dynamic"])
+def test_torch_compile_gives_the_same_loss_and_gradients(scheme):
     model = nn.Sequential(Gated(), nn.Flatten(), nn.Unflatten(1, (16, 6)), nn.ConvTranspose1d(16, 4, 3))
-    t = prepared(model, "w4a4", X)
+    t = prepared(model, scheme, X)
     t[0].drop.p = 0.0
     loss = loss_of(t, X)
     loss.backward()

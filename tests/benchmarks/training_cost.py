@@ -39,8 +39,8 @@ from peak import held
 ROOT = Path(__file__).resolve().parents[2]
 GOALS = (1.35, 1.2)  # time, memory
 CASES = {
-    "gpt": ("w4a4", "w4a8-dynamic", "w2a16-g32"),
-    "gpt, autocast": ("w4a4", "w4a8-dynamic", "w2a16-g32"),
+    "gpt": ("w4a4", "w4a4-dynamic", "w4a8-dynamic", "w2a16-g32"),
+    "gpt, autocast": ("w4a4", "w4a4-dynamic", "w4a8-dynamic", "w2a16-g32"),
     "cnn": ("w4a4", "w2a2"),
 }
 
