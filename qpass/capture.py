@@ -67,7 +67,7 @@ def front_end(model: nn.Module, backend: GraphBackend, frozen: bool = False, pat
     # a float that arrives as a tensor cannot be retraced; a recurrent layer is one operation of the graph, not a break
     changes = dict(specialize_float=True, allow_rnn=True, prepare_freezing=frozen, recompile_limit=GRAPHS)
     # a cached result costs more than a new one where sizes are symbols: its strides are checked in Python, of views twice
-    changes |= dict(fake_tensor_cache_enabled=False)
+    changes["fake_tensor_cache_enabled"] = False
     settings = torch._dynamo.config.patch(changes)
     # a batch as long as its sequences is a coincidence
     apart = torch.fx.experimental._config.patch(use_duck_shape=False)

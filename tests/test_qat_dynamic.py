@@ -158,6 +158,13 @@ def test_where_nothing_is_clipped(scheme, method):
     )
 
 
+@pytest.mark.parametrize("scheme", ["w4a4-dynamic", "w4a4"])
+def test_a_batch_of_no_rows_has_no_gradient(scheme):
+    t = qpass.prepare_qat(net(), scheme, X)
+    t(X[:0]).sum().backward()
+    assert all(not p.grad.any() for p in t[0].parameters())
+
+
 def test_pact_looks_at_both_ends():
     """Rows are negative somewhere as far as anyone knows before."""
     t = clipped_net(method="pact")

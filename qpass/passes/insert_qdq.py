@@ -161,7 +161,7 @@ def _quantize_output(gm: fx.GraphModule, node: fx.Node, decision: Decision, quan
         return 1
     held = _codes(gm, node, decision, quantized, node.next)
     for user in readers:
-        real = (*held, str(decision.input_type.bare), dtype)
+        real = (*held, dtype)
         user.replace_input_with(node, add_call(gm, qpass.dequantize.default, real, user))
     return 1
 
@@ -175,12 +175,12 @@ def _scaled_as(node: fx.Node, factor: Tensor | None) -> bool:
 def _quantize_input(gm: fx.GraphModule, node: fx.Node, decision: Decision, quantized: dict) -> None:
     x = node.args[0]
     held = _codes(gm, x, decision, quantized, node)
-    real = (*held, str(decision.input_type.bare), x.meta["val"].dtype)
+    real = (*held, x.meta["val"].dtype)
     node.update_arg(0, add_call(gm, qpass.dequantize.default, real, node))
 
 
 def _codes(gm: fx.GraphModule, x: fx.Node, decision: Decision, quantized: dict, node: fx.Node) -> tuple:
-    """(integers, scale, zero point) of a value, made once for all that read it with these parameters."""
+    """(integers, scale, zero point, their type) of a value, made once for all that read it with these parameters."""
     qtype = str(decision.input_type)
     static = decision.input_scale is not None
     symmetric = decision.input_zero is None
@@ -196,7 +196,7 @@ def _codes(gm: fx.GraphModule, x: fx.Node, decision: Decision, quantized: dict, 
         bare = str(decision.input_type.bare)
         codes = add_call(gm, qpass.quantize.default, (shifted, scale, zero, bare), node)
         codes.meta["quantizes"] = []  # the names of all decisions that it carries out
-        quantized[key] = (codes, scale, zero)
+        quantized[key] = (codes, scale, zero, bare)
     quantized[key][0].meta["quantizes"].append(decision.site)
     return quantized[key]
 

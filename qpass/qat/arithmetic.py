@@ -87,3 +87,8 @@ def backward(
     to_offset = None if rule.to_offset is None or zero is None else summed(rule.to_offset(e), qtype)
     to_x = chained(rule.to_value(e).reshape(seen.shape), channels)
     return to_x.to(dtype), to_step, to_offset
+
+
+def gradient_scale(values: int, steps: int, qtype: QType) -> float:
+    """What the gradient of each of so many steps is multiplied by: 1 / sqrt(N high) with its N values, 1 without any."""
+    return (values / steps * qtype.qmax) ** -0.5 if values else 1.0

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qpass import affine
 from qpass.affine import math_dtype
-from qpass.qat.arithmetic import backward, forward
+from qpass.qat.arithmetic import backward, forward, gradient_scale
 from qpass.qat.channels import Channels, chained, scaled
 from qpass.qat.fused import fused
 from qpass.qat.product import Codes, no_view
@@ -35,7 +35,7 @@ class _Dynamic(torch.autograd.Function):
     ) -> Tensor:
         ctx.dtype = x.dtype
         ctx.save_for_backward(by)
-        return no_view(fused(dynamic, x, qtype, dtype, None if by is None else (by, less)))
+        return no_view(fused(dynamic, x, None, qtype, dtype, False, None if by is None else (by, less))[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -58,7 +58,7 @@ class _Clipped(torch.autograd.Function):
         coded: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         channels = None if by is None else (by, less)
-        y, code, q, step, zero = fused(clipped, x, log_clip, qtype, dtype, True, channels, coded)
+        y, code, q, step, zero = fused(dynamic, x, log_clip, qtype, dtype, True, channels, coded)
         ctx.save_for_backward(code, step, zero, by, less)
         ctx.qtype, ctx.rule, ctx.dtype = qtype, rule, x.dtype
         ctx.samples = 1 if x.dim() < 2 else len(x)
@@ -69,16 +69,9 @@ class _Clipped(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         code, step, zero, by, less = ctx.saved_tensors
         channels = None if by is None else (by, less)
-        found, to_clip = fused(clipped_backward, grad, code, step, zero, ctx.qtype, ctx.rule, ctx.dtype, channels)
-        scale = (code.numel() / ctx.samples * ctx.qtype.qmax) ** -0.5 if code.numel() else 1.0
-        return found, (to_clip * scale).to(torch.float32), *[None] * 6
-
-
-def dynamic(x: Tensor, qtype: QType, dtype: torch.dtype, channels: Channels | None = None) -> Tensor:
-    """`x` as it comes back from codes whose parameters are those of its own rows or samples, in dtype."""
-    x = scaled(x, channels)
-    scale, zero = affine.choose_dynamic(x, qtype)
-    return forward(x, scale, zero, qtype, dtype, False)[0]
+        found, to_step, _ = fused(backward, grad, code, step, zero, ctx.qtype, ctx.rule, ctx.dtype, channels)
+        to_clip = (to_step * step).sum() * gradient_scale(code.numel(), ctx.samples, ctx.qtype)
+        return found, to_clip.to(torch.float32), *[None] * 6
 
 
 def passed_on(grad: Tensor, dtype: torch.dtype, channels: Channels) -> Tensor:
@@ -86,36 +79,21 @@ def passed_on(grad: Tensor, dtype: torch.dtype, channels: Channels) -> Tensor:
     return chained(grad.to(math_dtype(dtype)), channels).to(dtype)
 
 
-def clipped(
+def dynamic(
     x: Tensor,
-    log_clip: Tensor,
+    log_clip: Tensor | None,
     qtype: QType,
     dtype: torch.dtype,
-    coded: bool,
+    coded: bool = False,
     channels: Channels | None = None,
     whole: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
-    """(y, code and q of `arithmetic.forward`, step, zero point in float) of a value with a clip."""
+    """(y, code and q of `arithmetic.forward`, step, zero point in float) of a value. log_clip: None where the clip is 1."""
     x = scaled(x, channels)
-    scale, zero = affine.choose_dynamic(x, qtype)
-    step, zero = scale * log_clip.exp().to(torch.float32), None if zero is None else zero.to(torch.float32)
+    step, zero = affine.choose_dynamic(x, qtype)
+    step = step if log_clip is None else step * log_clip.exp().to(torch.float32)
+    zero = None if zero is None else zero.to(torch.float32)
     return *forward(x, step, zero, qtype, dtype, coded, None, whole), step, zero
-
-
-def clipped_backward(
-    grad: Tensor,
-    code: Tensor,
-    step: Tensor,
-    zero: Tensor | None,
-    qtype: QType,
-    rule: Subgradient,
-    dtype: torch.dtype,
-    channels: Channels | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(dL/dx in dtype, dL/d ln c), the second summed over all rows."""
-    found, to_step, _ = backward(grad, code, step, zero, qtype, rule, dtype, channels)
-    assert to_step is not None
-    return found, (to_step * step).sum()
 
 
 def fake_quantize_dynamic(
@@ -132,14 +110,13 @@ def fake_quantize_dynamic(
     rule: of the clip. coded: the result has its integers as `codes`, for a product to keep them in its stead (product.py).
     """
     dtype = dtype or x.dtype
-    if log_clip is None:
-        if torch.is_grad_enabled() and x.requires_grad:
-            return _Dynamic.apply(x, qtype, dtype, *(channels or (None, None)))
-        return fused(dynamic, x, qtype, dtype, channels)
-    if torch.is_grad_enabled() and (x.requires_grad or log_clip.requires_grad):
+    of_channels = channels or (None, None)
+    if torch.is_grad_enabled() and log_clip is None and x.requires_grad:
+        return _Dynamic.apply(x, qtype, dtype, *of_channels)
+    if torch.is_grad_enabled() and log_clip is not None and (x.requires_grad or log_clip.requires_grad):
         assert rule is not None
-        y, q, step, zero = _Clipped.apply(x, log_clip, qtype, rule, dtype, *(channels or (None, None)), coded)
+        y, q, step, zero = _Clipped.apply(x, log_clip, qtype, rule, dtype, *of_channels, coded)
         if q is not None:
             y.codes = Codes(q, step, zero, qtype)
         return y
-    return fused(clipped, x, log_clip, qtype, dtype, False, channels)[0]
+    return fused(dynamic, x, log_clip, qtype, dtype, False, channels)[0]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpass.qat.arithmetic import backward, forward
+from qpass.qat.arithmetic import backward, forward, gradient_scale
 from qpass.qat.channels import Channels
 from qpass.qat.fused import LARGE, fused
 from qpass.qat.product import Codes, no_view
@@ -54,7 +54,7 @@ class _FakeQuantize(torch.autograd.Function):
         seen, step, zero, by, less = ctx.saved_tensors
         channels = None if by is None else (by, less)
         found, to_step, to_offset = fused(backward, grad, seen, step, zero, ctx.qtype, ctx.rule, ctx.dtype, channels)
-        scale = (seen.numel() / ctx.samples / step.numel() * ctx.qtype.qmax) ** -0.5 if seen.numel() else 1.0
+        scale = gradient_scale(seen.numel(), ctx.samples * step.numel(), ctx.qtype)
         sums = (None if t is None else (t * scale).to(torch.float32) for t in (to_step, to_offset))
         return found, *sums, *[None] * 7
 

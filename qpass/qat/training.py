@@ -148,13 +148,11 @@ def near_codes(weight: Tensor, codes: Tensor, params: QParams) -> Tensor:
 
 
 def _of_input(d: Decision, method: Method, learns: bool) -> Quantizer:
-    rule, factors = method.inputs, dict(factor=d.packed.in_mul, shift=d.input_shift)
-    if d.input_scale is None:
-        rule = method.negative_inputs
-        return Quantizer(f"{d.site}.input", d.input_type, rule, None, False, learns, **factors)
-    if d.input_zero is not None and int(d.input_zero) > d.input_type.qmin:
-        rule = method.negative_inputs
-    params = QParams(d.input_scale, d.input_zero, d.input_type)
+    factors = dict(factor=d.packed.in_mul, shift=d.input_shift)
+    static = d.input_scale is not None
+    params = QParams(d.input_scale, d.input_zero, d.input_type) if static else None
+    positive = static and (d.input_zero is None or int(d.input_zero) <= d.input_type.qmin)  # rows may be anything
+    rule = method.inputs if positive else method.negative_inputs
     return Quantizer(f"{d.site}.input", d.input_type, rule, params, False, learns, **factors)
 
 
